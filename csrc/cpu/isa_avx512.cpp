@@ -1,0 +1,25 @@
+// Kernels for x86-64 with AVX-512.
+// The target holds from here on: the standard headers come first, so that none of their inline code is compiled for it.
+#if defined(__x86_64__)
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
+
+#define BNB_ISA avx512
+#include "driver.h"
+
+const bnb::cpu::Kernels bnb::cpu::kAvx512 = bnb::avx512::make_kernels("avx512", bnb::AllRules{});
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

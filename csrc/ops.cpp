@@ -1,0 +1,137 @@
+// Schemas, argument checks, Meta kernels and the extension module: everything of the boundary that no device owns.
+#define Py_LIMITED_API 0x030A0000
+#include <Python.h>
+
+#include "ops.h"
+
+#include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+namespace bnb {
+
+using torch::headeronly::ScalarType;
+
+DType float_dtype(std::string_view op, const char* what, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    case ScalarType::Double: return DType::kFloat64;
+    default:
+      STD_TORCH_CHECK(false, op, ": ", what, " must be float32, bfloat16, float16 or float64, got ",
+                      torch::headeronly::toString(t.scalar_type()));
+  }
+  return {};
+}
+
+void check_layout(std::string_view op, const char* what, const Tensor& t, std::int64_t numel, const Tensor& like) {
+  STD_TORCH_CHECK(t.numel() == numel, op, ": ", what, " must have ", numel, " elements, got ", t.numel());
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", what, " must be contiguous");
+  STD_TORCH_CHECK(t.device() == like.device(), op, ": ", what, " must be on the device of the first parameter");
+}
+
+void check_dtype(std::string_view op, const char* what, const Tensor& t, ScalarType dtype) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": ", what, " must be ", torch::headeronly::toString(dtype), ", got ",
+                  torch::headeronly::toString(t.scalar_type()));
+}
+
+std::int64_t blocks_of(std::int64_t numel, std::int64_t blocksize) { return (numel + blocksize - 1) / blocksize; }
+
+State make_state(std::string_view op, const Tensor& state, const Tensor* absmax, std::int64_t numel, const Tensor& like) {
+  if (state.numel() == 0) return {};
+  check_layout(op, "a state", state, numel, like);
+  if (state.scalar_type() != ScalarType::Byte) {
+    check_dtype(op, "a state", state, ScalarType::Float);
+    return {static_cast<float*>(state.mutable_data_ptr()), nullptr, nullptr};
+  }
+  STD_TORCH_CHECK(absmax != nullptr, op, ": a uint8 state needs its absmax");
+  check_layout(op, "absmax", *absmax, blocks_of(numel, kBlock), like);
+  check_dtype(op, "absmax", *absmax, ScalarType::Float);
+  return {nullptr, static_cast<std::uint8_t*>(state.mutable_data_ptr()), static_cast<float*>(absmax->mutable_data_ptr())};
+}
+
+std::vector<Slot> make_slots(std::string_view op, const TensorList& params, const TensorList& grads,
+                             const TensorList& states, const TensorList& absmax, int states_per_param) {
+  const std::size_t n = params.size();
+  STD_TORCH_CHECK(grads.size() == n, op, ": expected ", n, " gradients, got ", grads.size());
+  STD_TORCH_CHECK(states.size() == n * states_per_param, op, ": expected ", n * states_per_param, " states, got ",
+                  states.size());
+  STD_TORCH_CHECK(absmax.empty() || absmax.size() == states.size(), op, ": absmax must be empty or have one tensor per state");
+  std::vector<Slot> slots;
+  slots.reserve(n);
+  std::int64_t blocks = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::int64_t numel = params[i].numel();
+    check_layout(op, "a parameter", params[i], numel, params[0]);
+    check_layout(op, "a gradient", grads[i], numel, params[0]);
+    Slot slot{params[i].mutable_data_ptr(), grads[i].const_data_ptr(), float_dtype(op, "a parameter", params[i]),
+              float_dtype(op, "a gradient", grads[i]), numel, blocks, {}};
+    for (int k = 0; k < states_per_param; ++k)
+      slot.states[k] = make_state(op, states[k * n + i], absmax.empty() ? nullptr : &absmax[k * n + i], numel, params[0]);
+    if (numel > 0) slots.push_back(slot);
+    blocks += blocks_of(numel, kBlock);
+  }
+  return slots;
+}
+
+Batch make_batch(const std::vector<Slot>& slots, const float* scalars, float grad_scale) {
+  const Slot& last = slots.back();
+  return {slots.data(), static_cast<std::int64_t>(slots.size()), last.first_block + blocks_of(last.numel, kBlock), scalars,
+          grad_scale};
+}
+
+Quantized make_quantized(std::string_view op, const Tensor& values, const Tensor& codes, const Tensor& absmax,
+                         std::int64_t blocksize) {
+  STD_TORCH_CHECK(blocksize > 0, op, ": blocksize must be positive, got ", blocksize);
+  check_layout(op, "values", values, values.numel(), values);
+  check_layout(op, "codes", codes, values.numel(), values);
+  check_layout(op, "absmax", absmax, blocks_of(values.numel(), blocksize), values);
+  check_dtype(op, "values", values, ScalarType::Float);
+  check_dtype(op, "codes", codes, ScalarType::Byte);
+  check_dtype(op, "absmax", absmax, ScalarType::Float);
+  return {static_cast<float*>(values.mutable_data_ptr()), static_cast<std::uint8_t*>(codes.mutable_data_ptr()),
+          static_cast<float*>(absmax.mutable_data_ptr()), values.numel(), blocksize};
+}
+
+// The 256 numbers of a map, written into `out` (float32, on the CPU).
+void dynamic_map(const Tensor& out, bool is_signed) {
+  check_layout("dynamic_map", "out", out, 256, out);
+  check_dtype("dynamic_map", "out", out, ScalarType::Float);
+  const auto& values = is_signed ? kValues<Sign::kSigned> : kValues<Sign::kUnsigned>;
+  std::memcpy(out.mutable_data_ptr(), values.data(), sizeof values);
+}
+
+std::int64_t block_size() { return kBlock; }
+
+void no_code(const Tensor&, const Tensor&, const Tensor&, bool, std::int64_t) {}
+void no_map(const Tensor&, bool) {}
+
+}  // namespace bnb
+
+STABLE_TORCH_LIBRARY(torch_bnb, m) { bnb::define_rules(m, bnb::AllRules{}); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb, Meta, m) { bnb::implement_rules<nullptr>(m); }
+
+// The codec's ops have a namespace of their own, so that torch_bnb:: holds the rules and nothing else.
+STABLE_TORCH_LIBRARY(torch_bnb_codec, m) {
+  m.def("quantize_blockwise(Tensor values, Tensor(a!) codes, Tensor(b!) absmax, bool signed, int blocksize) -> ()");
+  m.def("dequantize_blockwise(Tensor(a!) values, Tensor codes, Tensor absmax, bool signed, int blocksize) -> ()");
+  m.def("dynamic_map(Tensor(a!) out, bool signed) -> ()");
+  m.def("block_size() -> int");
+}
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb_codec, Meta, m) {
+  m.impl("quantize_blockwise", TORCH_BOX(&bnb::no_code));
+  m.impl("dequantize_blockwise", TORCH_BOX(&bnb::no_code));
+  m.impl("dynamic_map", TORCH_BOX(&bnb::no_map));
+}
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb_codec, CPU, m) { m.impl("dynamic_map", TORCH_BOX(&bnb::dynamic_map)); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb_codec, CompositeExplicitAutograd, m) {
+  m.impl("block_size", TORCH_BOX(&bnb::block_size));
+}
+
+// The module is empty: importing it loads the library, and loading it runs the registrations above and each device's.
+extern "C" PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,70 @@
+"""Builds ``torch_bnb._C``: CPU kernels always, CUDA kernels where nvcc is found (``TORCH_BNB_CUDA=0`` or ``1`` forces it)."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    raise SystemExit(
+        "torch-bnb builds against the torch that you run: install torch >= 2.10 first, then `pip install --no-build-isolation .`"
+    ) from None
+
+# GCC vectorises a rule only without errno and trapping maths; without contraction every instruction set gives the same bits.
+CXX_FLAGS = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp-simd -fvisibility=hidden".split()
+STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000")]  # torch 2.10 and newer
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path) for path in Path("csrc").rglob(pattern))
+
+
+def find_cuda() -> str | None:
+    """The toolkit's folder: CUDA_HOME, else what nvcc says of itself (the nvcc on the PATH can be a wrapper), else None."""
+    if home := os.environ.get("CUDA_HOME") or cpp_extension.CUDA_HOME:
+        return home
+    if not (nvcc := shutil.which("nvcc")):
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".cu") as empty:
+        report = subprocess.run([nvcc, "--dryrun", empty.name], capture_output=True, text=True).stderr
+    top = re.search(r"TOP=(\S+)", report)
+    return top and str(Path(top[1]).resolve())
+
+
+def extension() -> "cpp_extension.Extension":
+    wanted = os.environ.get("TORCH_BNB_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"TORCH_BNB_CUDA={wanted}: expected 0 (CPU only), 1 (CUDA or an error) or nothing (CUDA if nvcc is found)")
+    cuda_sources = sources("*.cu")
+    home = None if wanted == "0" else find_cuda()
+    if wanted == "1" and not home:
+        raise SystemExit("TORCH_BNB_CUDA=1, but no CUDA toolkit was found: set CUDA_HOME or put nvcc on the PATH")
+    if wanted == "1" and not cuda_sources:
+        raise SystemExit("TORCH_BNB_CUDA=1, but this version of torch-bnb has no CUDA kernels yet")
+    options = {
+        "name": "torch_bnb._C",
+        "define_macros": STABLE_ABI,
+        "py_limited_api": True,
+        "extra_compile_args": {"cxx": CXX_FLAGS, "nvcc": ["-std=c++17", "-O3"]},
+    }
+    if not (home and cuda_sources):
+        return cpp_extension.CppExtension(sources=sources("*.cpp"), **options)
+    cpp_extension.CUDA_HOME = home
+    module = cpp_extension.CUDAExtension(sources=sources("*.cpp") + cuda_sources, **options)
+    if torch.version.cuda is None:  # a CPU wheel lacks torch's CUDA libraries, and the stable ABI needs none of them
+        module.libraries = [lib for lib in module.libraries if lib not in ("torch_cuda", "c10_cuda")]
+    return module
+
+
+setup(
+    ext_modules=[extension()],
+    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

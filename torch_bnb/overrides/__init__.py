@@ -1,0 +1,7 @@
+"""Overrides: what single parameters get instead of their group's options. Depends on torch alone."""
+
+from torch_bnb.overrides.declare import optim_overrides
+from torch_bnb.overrides.manager import GlobalOptimManager
+from torch_bnb.overrides.spec import OverrideSpec
+
+__all__ = ["GlobalOptimManager", "OverrideSpec", "optim_overrides"]

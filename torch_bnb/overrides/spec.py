@@ -1,0 +1,150 @@
+"""What may be set, for a parameter or for all: keys, types, ranges. Every value a user writes is checked here, where it is written.
+
+Rules add their own options (`register`); a key can mean different ranges to different rules. Knows no optimizer and no hint.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, TypedDict
+
+import torch
+
+
+class OverrideSpec(TypedDict, total=False):
+    """The keys of a hint, for editors, type checkers and YAML parsers. Which ones apply depends on the optimizer's rule."""
+
+    lr: float
+    lr_scale: float
+    lr_follows_schedule: bool
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    momentum: float
+    dampening: float
+    nesterov: bool
+    maximize: bool
+    optim_bits: int
+    min_8bit_size: int
+    percentile_clipping: int
+    block_wise: bool
+    max_unorm: float
+    skip_zeros: bool
+    is_sparse: bool
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key: which values it takes."""
+
+    allowed: str
+    """In words, for the error."""
+    accepts: Callable[[Any], bool]
+    convert: Callable[[Any], Any] = lambda value: value
+    """To the form that the optimizer keeps."""
+
+    def parse(self, key: str, value: Any) -> Any:
+        """The value as the optimizer keeps it, or a ValueError that names key, value and what is allowed."""
+        if not self.accepts(value):
+            raise ValueError(f"{key}={value!r}: expected {self.allowed}")
+        return self.convert(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_rate(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):  # torch.optim allows a learning rate in a tensor of one element
+        return value.numel() == 1 and bool(value >= 0)
+    return _is_number(value) and value >= 0
+
+
+def _is_pair_of_betas(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value)
+
+
+RATE = Option("a finite number >= 0", _is_rate)
+NON_NEGATIVE = Option("a finite number >= 0", lambda value: _is_number(value) and value >= 0)
+NUMBER = Option("a finite number", _is_number)
+BETAS = Option("two numbers in [0, 1)", _is_pair_of_betas, tuple)
+FLAG = Option("True or False", lambda value: isinstance(value, bool))
+FLAG_OR_NONE = Option("True, False or None", lambda value: value is None or isinstance(value, bool))
+
+
+def _integer(allowed: str, accepts: Callable[[Any], bool]) -> Option:
+    return Option(allowed, lambda v: isinstance(v, Integral) and not isinstance(v, bool) and accepts(v), int)
+
+
+COMMON: Mapping[str, Option] = {
+    "optim_bits": _integer("8 or 32", lambda value: value in (8, 32)),
+    "min_8bit_size": _integer("an integer >= 0", lambda value: value >= 0),
+    "percentile_clipping": _integer("an integer from 1 to 100", lambda value: 1 <= value <= 100),
+    "block_wise": FLAG,
+    "max_unorm": NON_NEGATIVE,
+    "skip_zeros": FLAG,
+    "maximize": FLAG,
+}
+"""Options of every rule, for all parameters or for one."""
+
+HINT_ONLY: Mapping[str, Option] = {"lr_scale": NON_NEGATIVE, "lr_follows_schedule": FLAG}
+"""Keys that make sense beside a group's own rate: for one parameter."""
+
+ALIASES: Mapping[str, str] = {"is_sparse": "skip_zeros"}
+
+_by_rule: dict[str, Mapping[str, Option]] = {}
+
+
+def register(rule: str, options: Mapping[str, Option]) -> None:
+    """Makes a rule's own options known, so that hints can name them."""
+    _by_rule[rule] = options
+
+
+def validate(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A hint's config, checked against every known rule: the rule that will run is not known where a hint is written.
+
+    Returns:
+        A copy with aliases replaced and values converted.
+
+    Raises:
+        ValueError: A key is unknown (the nearest spelling is named) or a value is one that no rule takes.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"an override is a dict of options, got {config!r}")
+    known: dict[str, list[Option]] = {}
+    for options in (COMMON, HINT_ONLY, *_by_rule.values()):
+        for key, option in options.items():
+            known.setdefault(key, []).append(option)
+    result = {}
+    for key, value in config.items():
+        name = ALIASES.get(key, key)
+        if name not in known:
+            raise ValueError(f"unknown {_unknown(key, [*known, *ALIASES])}")
+        result[name] = _parse_any(key, value, known[name])
+    return result
+
+
+def validate_for(rule: str, config: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The same for one rule, whose options are now known; `what` says whose config this is."""
+    known = {**COMMON, **HINT_ONLY, **_by_rule[rule]}
+    for key in config:
+        if key not in known:
+            raise ValueError(f"{what}: {rule} has no {_unknown(key, known)}")
+    return {key: known[key].parse(key, value) for key, value in config.items()}
+
+
+def _parse_any(key: str, value: Any, options: list[Option]) -> Any:
+    for option in options:
+        if option.accepts(value):
+            return option.convert(value)
+    allowed = " or ".join(dict.fromkeys(option.allowed for option in options))
+    raise ValueError(f"{key}={value!r}: expected {allowed}")
+
+
+def _unknown(key: Any, known: Iterable[str]) -> str:
+    known = sorted(known)
+    near = difflib.get_close_matches(str(key), known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return f"option {key!r}{hint} Known options: {', '.join(known)}"
