@@ -1,4 +1,4 @@
-"""Builds ``torch_bnb._C``: CPU kernels always, CUDA kernels where nvcc is found (``TORCH_BNB_CUDA=0`` or ``1`` forces it)."""
+"""Builds ``torch_bnb._C``: CPU kernels always, CUDA kernels where nvcc is found; ``TORCH_BNB_CUDA=0|1`` forces it."""
 
 import os
 import re
@@ -14,11 +14,21 @@ try:
     from torch.utils import cpp_extension
 except ImportError:
     raise SystemExit(
-        "torch-bnb builds against the torch that you run: install torch >= 2.10 first, then `pip install --no-build-isolation .`"
+        "torch-bnb builds against the torch that you run, and there is none here: install torch >= 2.10 first, "
+        "then `pip install --no-build-isolation .`"
     ) from None
 
-# GCC vectorises a rule only without errno and trapping maths; without contraction every instruction set gives the same bits.
-CXX_FLAGS = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp-simd -fvisibility=hidden".split()
+# GCC vectorises a rule only without errno and trapping maths; without contraction every instruction set gives the same
+# bits.
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fopenmp-simd",
+    "-fvisibility=hidden",
+]
 STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000")]  # torch 2.10 and newer
 
 
@@ -27,7 +37,7 @@ def sources(pattern: str) -> list[str]:
 
 
 def find_cuda() -> str | None:
-    """The toolkit's folder: CUDA_HOME, else what nvcc says of itself (the nvcc on the PATH can be a wrapper), else None."""
+    """The toolkit's folder: CUDA_HOME, else what nvcc says of itself (it can be a wrapper script), else None."""
     if home := os.environ.get("CUDA_HOME") or cpp_extension.CUDA_HOME:
         return home
     if not (nvcc := shutil.which("nvcc")):
@@ -41,7 +51,9 @@ def find_cuda() -> str | None:
 def extension() -> "cpp_extension.Extension":
     wanted = os.environ.get("TORCH_BNB_CUDA", "")
     if wanted not in ("", "0", "1"):
-        raise SystemExit(f"TORCH_BNB_CUDA={wanted}: expected 0 (CPU only), 1 (CUDA or an error) or nothing (CUDA if nvcc is found)")
+        raise SystemExit(
+            f"TORCH_BNB_CUDA={wanted}: expected 0 (CPU only), 1 (CUDA or an error) or nothing (CUDA if nvcc is found)"
+        )
     cuda_sources = sources("*.cu")
     home = None if wanted == "0" else find_cuda()
     if wanted == "1" and not home:

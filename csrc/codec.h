@@ -21,26 +21,27 @@ inline namespace BNB_ISA {
 
 enum class Sign { kUnsigned, kSigned };
 
-constexpr int kBlock = 256;     // elements that share one absmax in an optimizer state
-constexpr int kDecades = 7;     // powers of ten that the map spans: 1e-6 .. 1
+constexpr int kBlock = 256;  // elements that share one absmax in an optimizer state
+constexpr int kDecades = 7;  // powers of ten that the map spans: 1e-6 .. 1
 
 // [note: magnitudes]
 // A map is symmetric but for its ends, so it is stored as magnitudes v[0] = 0 < v[1] < ... < v[top] = 1.
 //   signed    code = 127 + m for x >= 0 (m in 0..128), 127 - m for x < 0 (m in 0..127): there is no -1
 //   unsigned  code = m (m in 0..255)
-// Decade e holds n = first * 2^e magnitudes, evenly spaced in 10^(e-6) * [0.1, 1], starting at index n (signed: first = 1)
-// or n - 1 (unsigned: first = 2).
+// Decade e holds n = first * 2^e magnitudes, evenly spaced in 10^(e-6) * [0.1, 1], starting at index n (signed: first =
+// 1) or n - 1 (unsigned: first = 2).
 template <Sign S>
 struct Magnitudes {
-  static constexpr int kFirst = S == Sign::kSigned ? 1 : 2;            // magnitudes in decade 0
-  static constexpr int kShift = S == Sign::kSigned ? 0 : 1;            // decade e starts at n - kShift
+  static constexpr int kFirst = S == Sign::kSigned ? 1 : 2;  // magnitudes in decade 0
+  static constexpr int kShift = S == Sign::kSigned ? 0 : 1;  // decade e starts at n - kShift
   static constexpr int kTop = S == Sign::kSigned ? 128 : 255;
 };
 
 constexpr double kPow10[kDecades] = {1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0};
 
-// Point i of n + 1 from 0.1 to 1, rounded as torch.linspace rounds in float32 with fused multiply-add: the published maps
-// were made with it, so the last bit of 256 constants depends on it. The double product is exact, hence the cast is the FMA.
+// Point i of n + 1 from 0.1 to 1, rounded as torch.linspace rounds in float32 with fused multiply-add: the published
+// maps were made with it, so the last bit of 256 constants depends on it. The double product is exact, hence the cast
+// is the FMA.
 constexpr float grid_point(int i, int n) {
   const float step = (1.0f - 0.1f) / static_cast<float>(n);
   return i < (n + 1) / 2 ? static_cast<float>(static_cast<double>(0.1f) + static_cast<double>(step) * i)
@@ -70,13 +71,16 @@ constexpr float round_down(double x) {
   float low = f / 2;
   for (int i = 0; i < 60; ++i) {
     const float mid = static_cast<float>((static_cast<double>(low) + f) / 2);
-    if (static_cast<double>(mid) <= x) low = mid;
-    else f = mid;
+    if (static_cast<double>(mid) <= x)
+      low = mid;
+    else
+      f = mid;
   }
   return low;
 }
 
-// threshold[m]: a magnitude above it is nearer to v[m] than to v[m - 1]; a tie stays at m - 1, towards zero. threshold[0] unused.
+// threshold[m]: a magnitude above it is nearer to v[m] than to v[m - 1]; a tie stays at m - 1, towards zero.
+// threshold[0] unused.
 template <Sign S>
 constexpr std::array<float, Magnitudes<S>::kTop + 1> make_thresholds() {
   constexpr auto v = make_magnitudes<S>();
@@ -94,23 +98,27 @@ constexpr std::array<float, 256> make_values() {
   return values;
 }
 
-template <Sign S> inline constexpr auto kValues = make_values<S>();          // code -> number, sorted
-template <Sign S> inline constexpr auto kThresholds = make_thresholds<S>();
+template <Sign S>
+inline constexpr auto kValues = make_values<S>();  // code -> number, sorted
+template <Sign S>
+inline constexpr auto kThresholds = make_thresholds<S>();
 
 template <Sign S>
 constexpr std::uint8_t kZeroCode = S == Sign::kSigned ? 127 : 0;
 
 template <Sign S>
-BNB_HD float decode(std::uint8_t code) { return kValues<S>[code]; }
+BNB_HD float decode(std::uint8_t code) {
+  return kValues<S>[code];
+}
 
 // The nearest code of x in [-1, 1] (unsigned: [0, 1]). NaN gives an arbitrary code; the block's absmax carries the NaN.
-// No branch and one table look-up, so that a loop over it vectorises: comparisons find the decade, a line gives the magnitude's
-// index or one less (the quarter absorbs all rounding), one exact threshold decides between the two.
+// No branch and one table look-up, so that a loop over it vectorises: comparisons find the decade, a line gives the
+// magnitude's index or one less (the quarter absorbs all rounding), one exact threshold decides between the two.
 template <Sign S>
 BNB_HD std::uint8_t encode(float x) {
   using M = Magnitudes<S>;
   const float a = __builtin_fabsf(x);
-  float n = M::kFirst;                                               // magnitudes in the decade of a
+  float n = M::kFirst;  // magnitudes in the decade of a
   float slope = static_cast<float>(M::kFirst / 0.9e-6);
   for (int e = 1; e < kDecades; ++e) {
     const bool above = a > kThresholds<S>[(M::kFirst << e) - M::kShift];
@@ -119,7 +127,7 @@ BNB_HD std::uint8_t encode(float x) {
   }
   const float line = a * slope + n * static_cast<float>(8.0 / 9.0) - (M::kShift + 0.25f);
   const float last = n + n - (M::kShift + 0.5f);
-  const int below = static_cast<int>(line < last ? line : last);     // the comparison turns NaN into `last`
+  const int below = static_cast<int>(line < last ? line : last);  // the comparison turns NaN into `last`
   const int m = below + (a > kThresholds<S>[below + 1] ? 1 : 0);
   if (S == Sign::kUnsigned) return static_cast<std::uint8_t>(m);
   return static_cast<std::uint8_t>(127 + (x < 0 ? -(m < 127 ? m : 127) : m));

@@ -1,9 +1,8 @@
 // Schemas, argument checks, Meta kernels and the extension module: everything of the boundary that no device owns.
 #define Py_LIMITED_API 0x030A0000
-#include <Python.h>
-
 #include "ops.h"
 
+#include <Python.h>
 #include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -15,10 +14,14 @@ using torch::headeronly::ScalarType;
 
 DType float_dtype(std::string_view op, const char* what, const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::Double:
+      return DType::kFloat64;
     default:
       STD_TORCH_CHECK(false, op, ": ", what, " must be float32, bfloat16, float16 or float64, got ",
                       torch::headeronly::toString(t.scalar_type()));
@@ -39,7 +42,8 @@ void check_dtype(std::string_view op, const char* what, const Tensor& t, ScalarT
 
 std::int64_t blocks_of(std::int64_t numel, std::int64_t blocksize) { return (numel + blocksize - 1) / blocksize; }
 
-State make_state(std::string_view op, const Tensor& state, const Tensor* absmax, std::int64_t numel, const Tensor& like) {
+State make_state(std::string_view op, const Tensor& state, const Tensor* absmax, std::int64_t numel,
+                 const Tensor& like) {
   if (state.numel() == 0) return {};
   check_layout(op, "a state", state, numel, like);
   if (state.scalar_type() != ScalarType::Byte) {
@@ -49,7 +53,8 @@ State make_state(std::string_view op, const Tensor& state, const Tensor* absmax,
   STD_TORCH_CHECK(absmax != nullptr, op, ": a uint8 state needs its absmax");
   check_layout(op, "absmax", *absmax, blocks_of(numel, kBlock), like);
   check_dtype(op, "absmax", *absmax, ScalarType::Float);
-  return {nullptr, static_cast<std::uint8_t*>(state.mutable_data_ptr()), static_cast<float*>(absmax->mutable_data_ptr())};
+  return {nullptr, static_cast<std::uint8_t*>(state.mutable_data_ptr()),
+          static_cast<float*>(absmax->mutable_data_ptr())};
 }
 
 std::vector<Slot> make_slots(std::string_view op, const TensorList& params, const TensorList& grads,
@@ -58,7 +63,8 @@ std::vector<Slot> make_slots(std::string_view op, const TensorList& params, cons
   STD_TORCH_CHECK(grads.size() == n, op, ": expected ", n, " gradients, got ", grads.size());
   STD_TORCH_CHECK(states.size() == n * states_per_param, op, ": expected ", n * states_per_param, " states, got ",
                   states.size());
-  STD_TORCH_CHECK(absmax.empty() || absmax.size() == states.size(), op, ": absmax must be empty or have one tensor per state");
+  STD_TORCH_CHECK(absmax.empty() || absmax.size() == states.size(), op,
+                  ": absmax must be empty or have one tensor per state");
   std::vector<Slot> slots;
   slots.reserve(n);
   std::int64_t blocks = 0;
@@ -66,10 +72,16 @@ std::vector<Slot> make_slots(std::string_view op, const TensorList& params, cons
     const std::int64_t numel = params[i].numel();
     check_layout(op, "a parameter", params[i], numel, params[0]);
     check_layout(op, "a gradient", grads[i], numel, params[0]);
-    Slot slot{params[i].mutable_data_ptr(), grads[i].const_data_ptr(), float_dtype(op, "a parameter", params[i]),
-              float_dtype(op, "a gradient", grads[i]), numel, blocks, {}};
+    Slot slot{params[i].mutable_data_ptr(),
+              grads[i].const_data_ptr(),
+              float_dtype(op, "a parameter", params[i]),
+              float_dtype(op, "a gradient", grads[i]),
+              numel,
+              blocks,
+              {}};
     for (int k = 0; k < states_per_param; ++k)
-      slot.states[k] = make_state(op, states[k * n + i], absmax.empty() ? nullptr : &absmax[k * n + i], numel, params[0]);
+      slot.states[k] =
+          make_state(op, states[k * n + i], absmax.empty() ? nullptr : &absmax[k * n + i], numel, params[0]);
     if (numel > 0) slots.push_back(slot);
     blocks += blocks_of(numel, kBlock);
   }
@@ -78,8 +90,8 @@ std::vector<Slot> make_slots(std::string_view op, const TensorList& params, cons
 
 Batch make_batch(const std::vector<Slot>& slots, const float* scalars, float grad_scale) {
   const Slot& last = slots.back();
-  return {slots.data(), static_cast<std::int64_t>(slots.size()), last.first_block + blocks_of(last.numel, kBlock), scalars,
-          grad_scale};
+  return {slots.data(), static_cast<std::int64_t>(slots.size()), last.first_block + blocks_of(last.numel, kBlock),
+          scalars, grad_scale};
 }
 
 Quantized make_quantized(std::string_view op, const Tensor& values, const Tensor& codes, const Tensor& absmax,

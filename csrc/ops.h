@@ -1,13 +1,13 @@
 // The boundary to torch (stable ABI): one op per rule, made from the rule's own description, and the codec's ops.
 // A device implements `Launch` and registers itself with `implement_rules<launch>(m)`; it sees plain pointers only.
 #pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include "batch.h"
 
@@ -15,7 +15,7 @@ namespace bnb {
 
 using torch::stable::Tensor;
 using TensorList = std::vector<Tensor>;
-using Launch = void (*)(int rule, const Batch&);    // rule: its index in AllRules
+using Launch = void (*)(int rule, const Batch&);  // rule: its index in AllRules
 
 // The tensors of a call, checked: `op` names it in errors. Nothing is written before every check has passed.
 // states and absmax are rule-state-major: state k of parameter i is at k * params.size() + i.
@@ -26,8 +26,8 @@ Batch make_batch(const std::vector<Slot>& slots, const float* scalars, float gra
 // "adamw(Tensor(a!)[] params, ..., float lr, ..., float grad_scale) -> ()"
 template <class Rule>
 std::string schema() {
-  std::string text = std::string(Rule::kName) +
-                     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *";
+  std::string text =
+      std::string(Rule::kName) + "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *";
   for (const Name scalar : Rule::kScalars) text += std::string(", float ") + scalar;
   return text + ", float grad_scale=1.0) -> ()";
 }

@@ -1,11 +1,13 @@
 // Every update rule, written once for every device, storage and dtype.
-// A rule is a functor of floats: it *is* its hyper-parameters, and `direction` turns a parameter, its gradient and its states
-// (updated in place) into u; the driver then does p -= lr * u. It must not know how its states are stored or where it runs.
+// A rule is a functor of floats: it *is* its hyper-parameters, and `direction` turns a parameter, its gradient and its
+// states (updated in place) into u; the driver then does p -= lr * u. It must not know how its states are stored or
+// where it runs.
 //
-// To add a rule: a struct below, its name in AllRules. Its Python half is torch_bnb/optim/rules.py, its proof tests/cases.py.
+// To add a rule: a struct below, its name in AllRules. Its Python half is torch_bnb/optim/rules.py, its proof
+// tests/cases.py.
 //   kName     op and docs name
-//   kScalars  the op's floats, in field order; numbers that depend on the step (bias corrections) come from Python doubles
-//   kStates   one code map per state, in the order of `direction`'s state arguments
+//   kScalars  the op's floats, in field order; numbers that depend on the step (bias corrections) come from Python
+//   doubles kStates   one code map per state, in the order of `direction`'s state arguments
 #pragma once
 #include <algorithm>
 #include <array>
@@ -19,13 +21,13 @@ inline namespace BNB_ISA {
 
 using Name = const char*;
 
-BNB_HD float sign(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }   // NaN stays NaN
+BNB_HD float sign(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }  // NaN stays NaN
 BNB_HD float lerp(float from, float to, float weight) { return from + weight * (to - from); }
 BNB_HD float square_root(float x) { return __builtin_sqrtf(x); }
 
 // The common part of Adam and AdamW: moves both moments, returns the bias-corrected ratio.
-BNB_HD float adam_ratio(float g, float& m, float& v, float one_minus_beta1, float beta2, float one_minus_beta2, float eps,
-                        float bias_correction1, float bias_correction2_sqrt) {
+BNB_HD float adam_ratio(float g, float& m, float& v, float one_minus_beta1, float beta2, float one_minus_beta2,
+                        float eps, float bias_correction1, float bias_correction2_sqrt) {
   m = lerp(m, g, one_minus_beta1);
   v = beta2 * v + one_minus_beta2 * g * g;
   return m / bias_correction1 / (square_root(v) / bias_correction2_sqrt + eps);
@@ -34,8 +36,14 @@ BNB_HD float adam_ratio(float g, float& m, float& v, float one_minus_beta1, floa
 // Adam with L2 decay, https://arxiv.org/abs/1412.6980
 struct Adam {
   static constexpr Name kName = "adam";
-  static constexpr std::array kScalars{"lr", "one_minus_beta1", "beta2", "one_minus_beta2", "eps",
-                                       "weight_decay", "bias_correction1", "bias_correction2_sqrt"};
+  static constexpr std::array kScalars{"lr",
+                                       "one_minus_beta1",
+                                       "beta2",
+                                       "one_minus_beta2",
+                                       "eps",
+                                       "weight_decay",
+                                       "bias_correction1",
+                                       "bias_correction2_sqrt"};
   static constexpr std::array kStates{Sign::kSigned, Sign::kUnsigned};
   float lr, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, bias_correction1, bias_correction2_sqrt;
   BNB_HD float direction(float p, float g, float& m, float& v) const {
@@ -51,18 +59,18 @@ struct AdamW {
   static constexpr std::array kStates = Adam::kStates;
   float lr, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, bias_correction1, bias_correction2_sqrt;
   BNB_HD float direction(float p, float g, float& m, float& v) const {
-    return weight_decay * p + adam_ratio(g, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, bias_correction1,
-                                         bias_correction2_sqrt);
+    return weight_decay * p +
+           adam_ratio(g, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, bias_correction1, bias_correction2_sqrt);
   }
 };
 
-// SGD with momentum, https://proceedings.mlr.press/v28/sutskever13.html, in torch's form: the buffer starts as the first
-// gradient (buffer_decay 0 and gradient_weight 1 on that step), nesterov looks one buffer ahead.
+// SGD with momentum, https://proceedings.mlr.press/v28/sutskever13.html, in torch's form: the buffer starts as the
+// first gradient (buffer_decay 0 and gradient_weight 1 on that step), nesterov looks one buffer ahead.
 struct SGD {
   static constexpr Name kName = "sgd";
   static constexpr std::array kScalars{"lr", "weight_decay", "buffer_decay", "gradient_weight", "nesterov_momentum"};
   static constexpr std::array kStates{Sign::kSigned};
-  float lr, weight_decay, buffer_decay, gradient_weight, nesterov_momentum;   // nesterov_momentum: 0 is off
+  float lr, weight_decay, buffer_decay, gradient_weight, nesterov_momentum;  // nesterov_momentum: 0 is off
   BNB_HD float direction(float p, float g, float& buffer) const {
     g = g + weight_decay * p;
     buffer = buffer_decay * buffer + gradient_weight * g;
@@ -93,7 +101,9 @@ using AllRules = RuleList<Adam, AdamW, SGD, Lion>;
 
 // A rule from its scalars, in the order of kScalars.
 template <class Rule, std::size_t... I>
-BNB_HD Rule make_rule(const float* scalars, std::index_sequence<I...>) { return Rule{scalars[I]...}; }
+BNB_HD Rule make_rule(const float* scalars, std::index_sequence<I...>) {
+  return Rule{scalars[I]...};
+}
 
 template <class Rule>
 BNB_HD Rule make_rule(const float* scalars) {

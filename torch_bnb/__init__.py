@@ -1,11 +1,11 @@
 """8-bit optimizers for PyTorch.
 
-``optim`` has the optimizers and the override manager, ``optim_overrides`` declares overrides on a module's class, ``codec`` is the
-8-bit code itself.
+``optim`` has the optimizers and the override manager, ``optim_overrides`` declares overrides on a module's class,
+``codec`` is the 8-bit code itself.
 """
 
 from torch_bnb import codec, optim
-from torch_bnb.overrides import OverrideSpec, optim_overrides
+from torch_bnb.overrides import OverrideError, OverrideSpec, optim_overrides
 
-__all__ = ["OverrideSpec", "codec", "optim", "optim_overrides"]
+__all__ = ["OverrideError", "OverrideSpec", "codec", "optim", "optim_overrides"]
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """The 8-bit code: a map of 256 numbers, and tensors quantised block by block with it.
 
-Block-wise dynamic quantisation (Dettmers et al. 2021, https://arxiv.org/abs/2110.02861). A block of 256 elements is divided by its
-largest magnitude, its *absmax*, and every element becomes the nearest of 256 numbers that lie densely around zero. First moments
-use the signed map, second moments the unsigned one.
+Block-wise dynamic quantisation (Dettmers et al. 2021, https://arxiv.org/abs/2110.02861). A block of 256 elements is
+divided by its largest magnitude, its *absmax*, and every element becomes the nearest of 256 numbers that lie densely
+around zero. First moments use the signed map, second moments the unsigned one.
 """
 
 import torch
@@ -20,8 +20,8 @@ def create_dynamic_map(signed: bool = True) -> Tensor:
         signed: -0.993 to 1 (there is no -1; code 127 is 0), else 0 to 1 (code 0 is 0).
 
     Returns:
-        float32 tensor of shape (256,), sorted, distinct. Bit for bit the numbers of bitsandbytes and torchao, so that codes can
-        be exchanged with them.
+        float32 tensor of shape (256,), sorted, distinct. Bit for bit the numbers of bitsandbytes and torchao, so that
+        codes can be exchanged with them.
 
     Example:
         >>> import torch_bnb as bnb
@@ -50,8 +50,9 @@ def quantize_blockwise(x: Tensor, signed: bool = True, blocksize: int = BLOCK_SI
         ``(codes, absmax)``: uint8 of `x`'s shape, and float32 of shape (ceil(numel / blocksize),).
 
     Note:
-        Every element gets the nearest code, ties the one nearer to zero; 0 stays 0 and signs are kept. The element of largest
-        magnitude is exact, except a negative one, which becomes -0.993 of itself. A NaN or an infinity spreads to its block.
+        Every element gets the nearest code, ties the one nearer to zero; 0 stays 0 and signs are kept. The element of
+        largest magnitude is exact, except a negative one, which becomes -0.993 of itself. A NaN or an infinity spreads
+        to its block.
 
     Example:
         >>> import torch, torch_bnb as bnb

@@ -32,10 +32,10 @@ def update(
         rule: Name of the operator, for example ``"adamw"``.
         params: n contiguous tensors in float32, bfloat16, float16 or float64, updated in place.
         grads: n tensors of the same shapes, each in any of those dtypes.
-        states: n tensors per state of the rule, state by state. float32 values or uint8 codes of the parameter's shape, updated in
-            place; an empty tensor stands for a state that the configuration does without.
-        absmax: One float32 tensor per entry of `states` with one number per block of 256 elements (empty where the state is
-            float32), or an empty list when no state is uint8.
+        states: n tensors per state of the rule, state by state. float32 values or uint8 codes of the parameter's shape,
+            updated in place; an empty tensor stands for a state that the configuration does without.
+        absmax: One float32 tensor per entry of `states` with one number per block of 256 elements (empty where the
+            state is float32), or an empty list when no state is uint8.
         scalars: The rule's floats by name.
         grad_scale: Gradients are multiplied by it as they are read; -1 maximises.
 

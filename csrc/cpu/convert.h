@@ -36,8 +36,8 @@ struct Float16 {
   static float widen(Float16 x) {
     const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000) << 16;
     const std::uint32_t magnitude = x.bits & 0x7fff;
-    const std::uint32_t normal = (magnitude << 13) + (112u << 23);                       // re-bias the exponent
-    const std::uint32_t special = (magnitude << 13) | 0x7f800000;                        // infinity and NaN
+    const std::uint32_t normal = (magnitude << 13) + (112u << 23);  // re-bias the exponent
+    const std::uint32_t special = (magnitude << 13) | 0x7f800000;   // infinity and NaN
     const std::uint32_t subnormal = bits_of(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f);
     return float_of(sign | (magnitude < 0x400 ? subnormal : magnitude < 0x7c00 ? normal : special));
   }
@@ -48,7 +48,8 @@ struct Float16 {
     const std::uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);  // 0.5's last bit is 2^-24
     const std::uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;
     const std::uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-    return {static_cast<std::uint16_t>(sign | (magnitude < 0x477ff000 ? finite : special))};  // 65520 and above: infinity
+    return {
+        static_cast<std::uint16_t>(sign | (magnitude < 0x477ff000 ? finite : special))};  // 65520 and above: infinity
   }
 };
 
@@ -67,10 +68,14 @@ void read_as(const void* source, std::int64_t begin, int n, float* x) {
 
 inline void read(DType dtype, const void* source, std::int64_t begin, int n, float* x) {
   switch (dtype) {
-    case DType::kFloat32: return read_as<Native<float>>(source, begin, n, x);
-    case DType::kBFloat16: return read_as<BFloat16>(source, begin, n, x);
-    case DType::kFloat16: return read_as<Float16>(source, begin, n, x);
-    case DType::kFloat64: return read_as<Native<double>>(source, begin, n, x);
+    case DType::kFloat32:
+      return read_as<Native<float>>(source, begin, n, x);
+    case DType::kBFloat16:
+      return read_as<BFloat16>(source, begin, n, x);
+    case DType::kFloat16:
+      return read_as<Float16>(source, begin, n, x);
+    case DType::kFloat64:
+      return read_as<Native<double>>(source, begin, n, x);
   }
 }
 
@@ -80,7 +85,8 @@ void write_as(void* target, std::int64_t begin, int n, const float* x) {
   for (int i = 0; i < n; ++i) to[i] = T::narrow(x[i]);
 }
 
-// param -= delta, where p holds the block as `read` gave it (p is overwritten). A float64 parameter is not rounded to float32.
+// param -= delta, where p holds the block as `read` gave it (p is overwritten). A float64 parameter is not rounded to
+// float32.
 inline void descend(DType dtype, void* param, std::int64_t begin, int n, float* p, const float* delta) {
   if (dtype == DType::kFloat64) {
     double* exact = static_cast<double*>(param) + begin;
@@ -88,9 +94,12 @@ inline void descend(DType dtype, void* param, std::int64_t begin, int n, float* 
     return;
   }
   for (int i = 0; i < n; ++i) p[i] -= delta[i];
-  if (dtype == DType::kFloat32) std::memcpy(static_cast<float*>(param) + begin, p, sizeof(float) * n);
-  else if (dtype == DType::kBFloat16) write_as<BFloat16>(param, begin, n, p);
-  else write_as<Float16>(param, begin, n, p);
+  if (dtype == DType::kFloat32)
+    std::memcpy(static_cast<float*>(param) + begin, p, sizeof(float) * n);
+  else if (dtype == DType::kBFloat16)
+    write_as<BFloat16>(param, begin, n, p);
+  else
+    write_as<Float16>(param, begin, n, p);
 }
 
 }  // namespace BNB_ISA

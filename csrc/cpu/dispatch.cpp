@@ -1,16 +1,16 @@
 // The CPU kernels: chooses the instruction set, splits the blocks of a whole call among the threads.
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-
-#include <torch/csrc/stable/ops.h>
 
 #include "../ops.h"
 #include "kernels.h"
 
 namespace bnb::cpu {
 
-constexpr std::int64_t kGrain = 32;    // blocks that are worth a thread
+constexpr std::int64_t kGrain = 32;  // blocks that are worth a thread
 
 const Kernels* fastest() {
 #if defined(__x86_64__)
@@ -36,8 +36,8 @@ const Kernels* chosen() {
     if (std::strcmp(set->isa, wanted) == 0) return set;
     if (set == best) break;
   }
-  STD_TORCH_CHECK(false, "TORCH_BNB_ISA=", wanted, " is not one of baseline, avx2, avx512, or this machine lacks it (its best is ",
-                  best->isa, ")");
+  STD_TORCH_CHECK(false, "TORCH_BNB_ISA=", wanted,
+                  " is not one of baseline, avx2, avx512, or this machine lacks it (its best is ", best->isa, ")");
   return nullptr;
 }
 
@@ -58,7 +58,8 @@ void run_code(const Quantized& q, Code code) {
   torch::stable::parallel_for(0, blocks, grain, [&](std::int64_t first, std::int64_t last) { code(q, first, last); });
 }
 
-void quantize_blockwise(const Tensor& values, const Tensor& codes, const Tensor& absmax, bool is_signed, std::int64_t blocksize) {
+void quantize_blockwise(const Tensor& values, const Tensor& codes, const Tensor& absmax, bool is_signed,
+                        std::int64_t blocksize) {
   run_code(make_quantized("quantize_blockwise", values, codes, absmax, blocksize), kernels().quantize[is_signed]);
 }
 

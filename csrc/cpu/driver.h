@@ -1,5 +1,5 @@
-// The CPU's step loop: brings a block of 256 elements into the L1 cache as floats, lets the rule run over it, takes it back.
-// Compiled once per instruction set (isa_*.cpp); it must not know which.
+// The CPU's step loop: brings a block of 256 elements into the L1 cache as floats, lets the rule run over it, takes it
+// back. Compiled once per instruction set (isa_*.cpp); it must not know which.
 #pragma once
 #include "convert.h"
 #include "kernels.h"
@@ -25,7 +25,7 @@ void step_block(const Rule& rule, const Slot& slot, float grad_scale, std::int64
 
 // Index of the slot that holds a block of the batch.
 inline std::int64_t find_slot(const Batch& batch, std::int64_t block) {
-  std::int64_t low = 0, high = batch.count;              // slots[low].first_block <= block < slots[high].first_block
+  std::int64_t low = 0, high = batch.count;  // slots[low].first_block <= block < slots[high].first_block
   while (high - low > 1) {
     const std::int64_t middle = (low + high) / 2;
     (batch.slots[middle].first_block <= block ? low : high) = middle;

@@ -1,4 +1,5 @@
-// What one instruction set offers. Each isa_*.cpp defines one table from the same source; dispatch.cpp chooses among them.
+// What one instruction set offers. Each isa_*.cpp defines one table from the same source; dispatch.cpp chooses among
+// them.
 #pragma once
 #include <cstdint>
 
@@ -20,6 +21,6 @@ extern const Kernels kBaseline;
 extern const Kernels kAvx2, kAvx512;
 #endif
 
-const Kernels& kernels();    // for this machine, or for TORCH_BNB_ISA
+const Kernels& kernels();  // for this machine, or for TORCH_BNB_ISA
 
 }  // namespace bnb::cpu

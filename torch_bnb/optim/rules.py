@@ -7,7 +7,8 @@ from typing import Any
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
-from torch_bnb.optim.base import BlockwiseOptimizer, CommonOptions
+from torch_bnb.optim.base import BlockwiseOptimizer
+from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.state import SIGNED, UNSIGNED
 from torch_bnb.overrides.spec import BETAS, FLAG, NON_NEGATIVE, NUMBER, RATE
 
@@ -76,7 +77,8 @@ class Adam(BlockwiseOptimizer):
 
 
 class AdamW(Adam):
-    """AdamW (https://arxiv.org/abs/1711.05101): Adam whose weight decay is apart from the gradient, as ``torch.optim.AdamW``.
+    """AdamW (https://arxiv.org/abs/1711.05101): Adam whose weight decay is apart from the gradient, as
+    ``torch.optim.AdamW``.
 
     ::
 
@@ -152,7 +154,13 @@ class SGD(BlockwiseOptimizer):
 
     rule = "sgd"
     states = {"momentum_buffer": SIGNED}
-    options = {"lr": RATE, "momentum": NON_NEGATIVE, "dampening": NUMBER, "weight_decay": NON_NEGATIVE, "nesterov": FLAG}
+    options = {
+        "lr": RATE,
+        "momentum": NON_NEGATIVE,
+        "dampening": NUMBER,
+        "weight_decay": NON_NEGATIVE,
+        "nesterov": FLAG,
+    }
 
     def __init__(
         self,
@@ -164,7 +172,13 @@ class SGD(BlockwiseOptimizer):
         nesterov: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        own = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
+        own = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
         super().__init__(params, own, common)
 
     @override

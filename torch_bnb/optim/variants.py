@@ -1,6 +1,7 @@
-"""The names that users of 8-bit optimizers know: ``Adam8bit``, ``PagedAdamW32bit``, ... Each is a rule with some options fixed.
+"""The names that users of 8-bit optimizers know: ``Adam8bit``, ``PagedAdamW32bit``, ... made from the rules.
 
-``Paged*`` asks for state in host memory that a GPU reaches; on a CPU that is where state is, so there they are the plain optimizers.
+``Paged*`` asks for state in host memory that a GPU reaches; on a CPU that is where state is, so there they are the
+plain optimizers.
 """
 
 from typing import Any
@@ -12,15 +13,17 @@ from torch_bnb.optim.base import BlockwiseOptimizer
 def _variant(rule: type[BlockwiseOptimizer], name: str, bits: int | None, paged: bool) -> type[BlockwiseOptimizer]:
     def __init__(self: BlockwiseOptimizer, params: Any, *args: Any, **kwargs: Any) -> None:
         if bits is not None and kwargs.setdefault("optim_bits", bits) != bits:
-            raise ValueError(f"{name}: optim_bits={kwargs['optim_bits']!r}: expected {bits}; use {rule.__name__} to choose")
+            raise ValueError(
+                f"{name}: optim_bits={kwargs['optim_bits']!r}: expected {bits}; use {rule.__name__} to choose"
+            )
         rule.__init__(self, params, *args, **kwargs)
 
     state = f"{bits}-bit state" if bits else "state"
     where = ", in host memory that the GPU reaches" if paged else ""
-    headline, _, rest = (rule.__doc__ or "").partition("\n")
+    body = (rule.__doc__ or "").partition("    Example:")[0].rstrip()
     members = {
         "__init__": __init__,
-        "__doc__": f"`{rule.__name__}` with {state}{where}.\n\n    {headline}\n{rest.partition('    Example:')[0].rstrip()}\n",
+        "__doc__": f"`{rule.__name__}` with {state}{where}.\n\n    {body}\n",
         "__module__": __name__,
         "__qualname__": name,
     }

@@ -2,6 +2,6 @@
 
 from torch_bnb.overrides.declare import optim_overrides
 from torch_bnb.overrides.manager import GlobalOptimManager
-from torch_bnb.overrides.spec import OverrideSpec
+from torch_bnb.overrides.spec import OverrideError, OverrideSpec
 
-__all__ = ["GlobalOptimManager", "OverrideSpec", "optim_overrides"]
+__all__ = ["GlobalOptimManager", "OverrideError", "OverrideSpec", "optim_overrides"]

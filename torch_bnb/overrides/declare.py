@@ -1,11 +1,11 @@
-"""Hints that a class declares: ``optim_overrides`` as a decorator, as a class attribute or as an attribute of an instance."""
+"""Hints that a class declares: ``optim_overrides`` as a decorator, a class attribute or an instance's attribute."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
-from torch_bnb.overrides.spec import OverrideSpec, validate
+from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 ATTRIBUTE = "optim_overrides"
 
@@ -20,11 +20,11 @@ def optim_overrides(hints: Mapping[str, OverrideSpec]) -> Callable[[ModuleClass]
             `GlobalOptimManager.register_module_override`) to its options. Subclasses inherit and refine them by name.
 
     Returns:
-        A decorator that returns the same class, with the hints in its attribute ``optim_overrides``. Setting that attribute in the
-        class body, or on an instance, does the same.
+        A decorator that returns the same class, with the hints in its attribute ``optim_overrides``. Setting that
+        attribute in the class body, or on an instance, does the same.
 
     Raises:
-        ValueError: An unknown option or an impossible value.
+        OverrideError: An unknown option or an impossible value.
         TypeError: The decorated class is no ``nn.Module``.
 
     Example:
@@ -56,10 +56,10 @@ def declared(module: nn.Module) -> list[tuple[str, dict[str, Any], str]]:
         hints = attributes.get(ATTRIBUTE, {})
         source = f"{ATTRIBUTE} of {owner}"
         if not isinstance(hints, Mapping):
-            raise ValueError(f"{source}: expected a dict of names and options, got {hints!r}")
+            raise OverrideError(f"{source}: expected a dict of names and options, got {hints!r}")
         for name, config in hints.items():
             try:
                 found.append((name, validate(config), source))
-            except ValueError as error:
-                raise ValueError(f"{source}[{name!r}]: {error}") from None
+            except OverrideError as error:
+                raise OverrideError(f"{source}[{name!r}]: {error}") from None
     return found

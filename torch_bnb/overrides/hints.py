@@ -1,7 +1,8 @@
 """A hint, and where it lives: on the Parameter or the Module that it was given to.
 
-The manager refers to no tensor: a hint dies with its owner, a new tensor at a freed address never meets it, and no weak reference
-stands in the way of ``module.to()``, which refuses to swap a tensor that has one. Plain data only, so that owners pickle.
+The manager refers to no tensor: a hint dies with its owner, a new tensor at a freed address never meets it, and no weak
+reference stands in the way of ``module.to()``, which refuses to swap a tensor that has one. Plain data only, so that
+owners pickle.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ class Hint:
     config: Mapping[str, Any]
     level: Level
     rank: tuple[int, ...]
-    """Among hints of one level the greater rank wins: nearness of the module, then the order in which they were written."""
+    """Among hints of one level the greater rank wins: nearness of the module, then the order of writing."""
     source: str
     """Where it comes from, for people."""
     epoch: int
@@ -51,7 +52,9 @@ class ModuleHint:
 def on_parameter(parameter: Tensor) -> Hint | None:
     """The hint given on this very tensor."""
     stored = getattr(parameter, _ON_PARAMETER, None)
-    return Hint(stored["config"], Level.PARAMETER, stored["rank"], "override_config", stored["epoch"]) if stored else None
+    return (
+        Hint(stored["config"], Level.PARAMETER, stored["rank"], "override_config", stored["epoch"]) if stored else None
+    )
 
 
 def set_on_parameter(parameter: Tensor, config: Mapping[str, Any], order: int, epoch: int) -> None:

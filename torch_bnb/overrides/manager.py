@@ -11,15 +11,16 @@ from torch_bnb.overrides import hints
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.hints import Hint, ModuleHint
 from torch_bnb.overrides.resolve import find, hints_through
-from torch_bnb.overrides.spec import OverrideSpec, validate
+from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 
 class GlobalOptimManager:
     """Overrides an optimizer's options for single parameters, at any time.
 
-    There is one per process; `get_instance` returns it. A hint is kept on the Parameter or Module that it was given to, so it dies
-    with it and reaches no other; the manager keeps nothing alive. An optimizer applies hints when it is built and again at the next
-    step after any was written: a changed ``optim_bits`` then converts the live state, nothing is reset.
+    There is one per process; `get_instance` returns it. A hint is kept on the Parameter or Module that it was given to,
+    so it dies with it and reaches no other; the manager keeps nothing alive. An optimizer applies hints when it is
+    built and again at the next step after any was written: a changed ``optim_bits`` then converts the live state,
+    nothing is reset.
 
     Example:
         >>> import torch, torch_bnb as bnb
@@ -62,12 +63,12 @@ class GlobalOptimManager:
         """Makes parameters known, usually while the model is still on the CPU.
 
         Args:
-            params: A module, whose classes' ``optim_overrides`` then apply; or parameters, ``(name, parameter)`` pairs or parameter
-                groups, which are checked. Registering again is harmless, so is an empty list.
+            params: A module, whose classes' ``optim_overrides`` then apply; or parameters, ``(name, parameter)`` pairs
+                or parameter groups, which are checked. Registering again is harmless, so is an empty list.
 
         Raises:
             TypeError: Something else was given.
-            ValueError: A module declares an unknown option or an impossible value.
+            OverrideError: A module declares an unknown option or an impossible value.
         """
         if isinstance(params, nn.Module):
             for module in params.modules():
@@ -94,11 +95,11 @@ class GlobalOptimManager:
             key_value_dict: Several options at once; may stand beside `key`.
 
         Raises:
-            ValueError: Nothing to set, an unknown option (with the nearest spelling) or an impossible value.
+            OverrideError: Nothing to set, an unknown option (with the nearest spelling) or an impossible value.
             TypeError: `parameters` holds something that is no tensor.
         """
         if key is None and key_value_dict is None:
-            raise ValueError("override_config: give a key and its value, or key_value_dict")
+            raise OverrideError("override_config: give a key and its value, or key_value_dict")
         config = validate({**(key_value_dict or {}), **({} if key is None else {key: value})})
         targets = _flatten(parameters, "override_config")
         with self._lock:
@@ -107,16 +108,17 @@ class GlobalOptimManager:
                 hints.set_on_parameter(parameter, config, self.version, self._epoch)
 
     def register_module_override(self, module: nn.Module, param_name: str, config: OverrideSpec) -> None:
-        """Sets options for parameters of a module by name, whichever Parameter objects bear it when the optimizer steps.
+        """Sets options for parameters of a module by name, whichever Parameter objects bear it when the optimizer
+        steps.
 
         Args:
             module: Where to look; ``self`` in a module's ``__init__``.
-            param_name: The module's own attribute (``"weight"``), else a dotted path (``"head.weight"``), else the last name of any
-                number of parameters below it.
+            param_name: The module's own attribute (``"weight"``), else a dotted path (``"head.weight"``), else the last
+                name of any number of parameters below it.
             config: The options.
 
         Raises:
-            ValueError: No parameter has that name, an unknown option, or an impossible value.
+            OverrideError: No parameter has that name, an unknown option, or an impossible value.
             TypeError: `module` is no ``nn.Module``.
         """
         if not isinstance(module, nn.Module):
@@ -125,7 +127,7 @@ class GlobalOptimManager:
         try:
             find(module, param_name)
         except LookupError as error:
-            raise ValueError(f"register_module_override: {error}") from None
+            raise OverrideError(f"register_module_override: {error}") from None
         with self._lock:
             self.version += 1
             source = f"register_module_override({type(module).__name__}, {param_name!r})"
@@ -144,7 +146,9 @@ class GlobalOptimManager:
             found = []
             for index, parameter in enumerate(params):
                 own = hints.on_parameter(parameter) or carried.get(index)
-                found.append(through_modules.get(id(parameter), []) + ([own] if own and own.epoch >= self._epoch else []))
+                found.append(
+                    through_modules.get(id(parameter), []) + ([own] if own and own.epoch >= self._epoch else [])
+                )
             return found
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.hints import Hint, Level, ModuleHint, on_module
+from torch_bnb.overrides.spec import OverrideError
 
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original\d*$")
@@ -32,7 +33,9 @@ def find(module: nn.Module, key: str) -> list[tuple[str, Tensor]]:
     found = exact or [(name, parameter) for name, parameter in names if name.rpartition(".")[2] == key]
     if not found:
         near = difflib.get_close_matches(key, [name for name, _ in names], n=1, cutoff=0.4)
-        hint = f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(name for name, _ in names[:8]) or 'none'}"
+        hint = (
+            f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(name for name, _ in names[:8]) or 'none'}"
+        )
         raise LookupError(f"{type(module).__name__} has no parameter {key!r}{hint}")
     return found
 
@@ -46,7 +49,7 @@ def hints_through(modules: Iterable[nn.Module], params: Iterable[Tensor], epoch:
         epoch: Hints of earlier epochs are forgotten.
 
     Raises:
-        ValueError: A hint of a concerned module names a parameter that does not exist.
+        OverrideError: A hint of a concerned module names a parameter that does not exist.
     """
     wanted = {id(parameter) for parameter in params}
     reached: dict[int, list[Hint]] = {}
@@ -58,7 +61,7 @@ def hints_through(modules: Iterable[nn.Module], params: Iterable[Tensor], epoch:
             try:
                 targets = find(module, hint.key)
             except LookupError as error:
-                raise ValueError(f"{hint.source}: {error}") from None
+                raise OverrideError(f"{hint.source}: {error}") from None
             for name, parameter in targets:
                 nearness = -name.count(".")
                 found = Hint(hint.config, Level.MODULE, (nearness, hint.order), hint.source, hint.epoch)

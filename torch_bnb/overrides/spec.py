@@ -1,6 +1,8 @@
-"""What may be set, for a parameter or for all: keys, types, ranges. Every value a user writes is checked here, where it is written.
+"""What may be set, for a parameter or for all: keys, types, ranges. Every value a user writes is checked here, where it
+is written.
 
-Rules add their own options (`register`); a key can mean different ranges to different rules. Knows no optimizer and no hint.
+Rules add their own options (`register`); a key can mean different ranges to different rules. Knows no optimizer and no
+hint.
 """
 
 import difflib
@@ -14,7 +16,7 @@ import torch
 
 
 class OverrideSpec(TypedDict, total=False):
-    """The keys of a hint, for editors, type checkers and YAML parsers. Which ones apply depends on the optimizer's rule."""
+    """The keys of a hint, for editors, type checkers and YAML parsers. Which apply depends on the rule."""
 
     lr: float
     lr_scale: float
@@ -33,6 +35,10 @@ class OverrideSpec(TypedDict, total=False):
     max_unorm: float
     skip_zeros: bool
     is_sparse: bool
+
+
+class OverrideError(ValueError):
+    """A hint that cannot be: unknown option, impossible value, or a name that fits no parameter."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +115,10 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
         A copy with aliases replaced and values converted.
 
     Raises:
-        ValueError: A key is unknown (the nearest spelling is named) or a value is one that no rule takes.
+        OverrideError: A key is unknown (the nearest spelling is named) or a value is one that no rule takes.
     """
     if not isinstance(config, Mapping):
-        raise ValueError(f"an override is a dict of options, got {config!r}")
+        raise OverrideError(f"an override is a dict of options, got {config!r}")
     known: dict[str, list[Option]] = {}
     for options in (COMMON, HINT_ONLY, *_by_rule.values()):
         for key, option in options.items():
@@ -121,7 +127,7 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         name = ALIASES.get(key, key)
         if name not in known:
-            raise ValueError(f"unknown {_unknown(key, [*known, *ALIASES])}")
+            raise OverrideError(f"unknown {_unknown(key, [*known, *ALIASES])}")
         result[name] = _parse_any(key, value, known[name])
     return result
 
@@ -131,8 +137,11 @@ def validate_for(rule: str, config: Mapping[str, Any], what: str) -> dict[str, A
     known = {**COMMON, **HINT_ONLY, **_by_rule[rule]}
     for key in config:
         if key not in known:
-            raise ValueError(f"{what}: {rule} has no {_unknown(key, known)}")
-    return {key: known[key].parse(key, value) for key, value in config.items()}
+            raise OverrideError(f"{what}: {rule} has no {_unknown(key, known)}")
+    try:
+        return {key: known[key].parse(key, value) for key, value in config.items()}
+    except ValueError as error:
+        raise OverrideError(f"{what}: {error}") from None
 
 
 def _parse_any(key: str, value: Any, options: list[Option]) -> Any:
@@ -140,7 +149,7 @@ def _parse_any(key: str, value: Any, options: list[Option]) -> Any:
         if option.accepts(value):
             return option.convert(value)
     allowed = " or ".join(dict.fromkeys(option.allowed for option in options))
-    raise ValueError(f"{key}={value!r}: expected {allowed}")
+    raise OverrideError(f"{key}={value!r}: expected {allowed}")
 
 
 def _unknown(key: Any, known: Iterable[str]) -> str:

@@ -1,0 +1,121 @@
+"""The callback that puts a LightningModule's optimizer state into 8 bits."""
+
+from collections.abc import Callable, Iterable
+from functools import update_wrapper
+from types import MethodType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.optim.optimizer import Optimizer
+from typing_extensions import override
+
+from lightning_bnb.replace import replace_optimizers
+from torch_bnb.optim import GlobalOptimManager
+from torch_bnb.overrides import OverrideError
+
+
+class EightBitOptimizer(pl.Callback):
+    r"""Trains with 8-bit optimizer state, and applies the hints that modules declare.
+
+    In ``setup``, while the model is still on the CPU, it registers the model's parameters with the
+    :class:`~torch_bnb.optim.GlobalOptimManager`, which applies every ``optim_overrides`` that the module or its
+    submodules declare. When Lightning configures the optimizers, it does so again for the parameters that the strategy
+    has made of them, and builds the optimizer: from ``optimizer`` if given, else from what the module's
+    ``configure_optimizers`` returns, in which torch optimizers are replaced by their 8-bit twins (same groups, same
+    schedules).
+
+    Args:
+        optimizer: Makes the optimizer from the trainable parameters, for example
+            ``functools.partial(torch_bnb.optim.AdamW8bit, lr=1e-3)``. ``None`` asks the module.
+        optim_bits: Bits per element of state, 8 or 32, for the optimizers that are replaced.
+        replace_torch_optimizers: Replace ``torch.optim`` ``Adam``, ``AdamW`` and ``SGD``. Others are left as they are,
+            also those of torch_bnb, which keep the bits they were built with.
+
+    Raises:
+        MisconfigurationException:
+            If a declared hint names a parameter that does not exist or an option that the optimizer does not have, or
+            if an optimizer uses an option that its 8-bit twin lacks.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_bnb import EightBitOptimizer
+        >>> trainer = Trainer(callbacks=[EightBitOptimizer()], logger=False, enable_checkpointing=False)
+
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Iterable], Optimizer] | None = None,
+        optim_bits: int = 8,
+        replace_torch_optimizers: bool = True,
+    ) -> None:
+        if optim_bits not in (8, 32):
+            raise MisconfigurationException(f"EightBitOptimizer: optim_bits={optim_bits!r}: expected 8 or 32")
+        self.optimizer = optimizer
+        self.optim_bits = optim_bits
+        self.replace_torch_optimizers = replace_torch_optimizers
+        self._restore: Callable[[], None] | None = None
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        if stage != "fit":
+            return
+        self._restore_module()  # a fit that was killed by an exception in another callback may have left its mark
+        _register(pl_module)
+        self._wrap_configure_optimizers(pl_module)
+
+    @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        self._restore_module()
+
+    @override
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        self._restore_module()
+
+    def _wrap_configure_optimizers(self, pl_module: "pl.LightningModule") -> None:
+        original = pl_module.configure_optimizers
+        own_attribute = "configure_optimizers" in vars(pl_module)
+
+        # The name matters: a module that is pickled (ddp_spawn) or copied finds its own method by it.
+        def configure_optimizers(module: "pl.LightningModule") -> Any:
+            _register(module)
+            try:
+                trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
+                configured = original() if self.optimizer is None else self.optimizer(trainable)
+                return self._in_8_bits(configured)
+            except OverrideError as error:
+                raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
+
+        pl_module.configure_optimizers = MethodType(update_wrapper(configure_optimizers, original.__func__), pl_module)
+
+        def restore() -> None:
+            if own_attribute:
+                pl_module.configure_optimizers = original
+            else:
+                vars(pl_module).pop("configure_optimizers", None)
+
+        self._restore = restore
+
+    def _in_8_bits(self, configured: Any) -> Any:
+        if not self.replace_torch_optimizers:
+            return configured
+        try:
+            return replace_optimizers(configured, self.optim_bits)
+        except OverrideError:
+            raise
+        except ValueError as error:
+            raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
+
+    def _restore_module(self) -> None:
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
+
+
+def _register(pl_module: "pl.LightningModule") -> None:
+    try:
+        GlobalOptimManager.get_instance().register_parameters(pl_module)
+    except OverrideError as error:
+        raise MisconfigurationException(f"EightBitOptimizer: {error}") from error

@@ -1,0 +1,1 @@
+"""Checkpoints: state that keeps its dtypes."""

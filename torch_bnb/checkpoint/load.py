@@ -1,0 +1,63 @@
+"""State out of a checkpoint with every tensor's own dtype: torch's loader would cast it to the parameter's."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_bnb import codec
+from torch_bnb.optim.state import State, absmax_key, codes_key
+
+
+def restore(saved: Mapping[str, Any], params: Sequence[Tensor], states: Iterable[str], who: str) -> dict[Tensor, State]:
+    """Every parameter's state, on the parameter's device, shared with nobody.
+
+    Args:
+        saved: A ``state_dict()``.
+        params: The loading optimizer's parameters, in the order of its groups.
+        states: The state names that its rule knows.
+        who: Its class, for errors.
+
+    Raises:
+        ValueError: The number of parameters differs; an entry is unknown, lacks its partner, is no tensor or has the
+            wrong shape.
+    """
+    indices = [index for group in saved["param_groups"] for index in group["params"]]
+    if len(indices) != len(params):
+        raise ValueError(f"{who}: the checkpoint has {len(indices)} parameters, this optimizer {len(params)}")
+    if strangers := saved["state"].keys() - set(indices):
+        raise ValueError(f"{who}: the checkpoint's state has keys that no group names: {sorted(strangers)}")
+    return {
+        parameter: _restore_one(saved["state"][index], list(states), parameter, f"{who}, parameter {index}")
+        for index, parameter in zip(indices, params, strict=True)
+        if saved["state"].get(index)
+    }
+
+
+def _restore_one(saved: Mapping[str, Any], states: list[str], parameter: Tensor, what: str) -> State:
+    known = {"step", *states, *map(codes_key, states), *map(absmax_key, states)}
+    if unknown := saved.keys() - known:
+        raise ValueError(f"{what}: unknown state {sorted(unknown)}; expected some of {sorted(known)}")
+    result: State = {}
+    if "step" in saved:
+        result["step"] = int(saved["step"])
+    blocks = torch.Size([codec.blocks(parameter.numel())])
+    for name in states:
+        codes, absmax = codes_key(name), absmax_key(name)
+        if (codes in saved) != (absmax in saved):
+            raise ValueError(f"{what}: {codes!r} and {absmax!r} belong together, the checkpoint has only one of them")
+        if codes in saved:
+            result[codes] = _tensor(saved[codes], torch.uint8, parameter.shape, parameter, f"{what}: {codes!r}")
+            result[absmax] = _tensor(saved[absmax], torch.float32, blocks, parameter, f"{what}: {absmax!r}")
+        elif saved.get(name) is not None:
+            result[name] = _tensor(saved[name], torch.float32, parameter.shape, parameter, f"{what}: {name!r}")
+    return result
+
+
+def _tensor(value: Any, dtype: torch.dtype, shape: torch.Size, parameter: Tensor, what: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{what} must be a tensor, got {value!r}")
+    if value.shape != shape:
+        raise ValueError(f"{what} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+    return torch.empty(shape, dtype=dtype, device=parameter.device).copy_(value)
