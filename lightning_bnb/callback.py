@@ -88,7 +88,9 @@ class EightBitOptimizer(pl.Callback):
             except OverrideError as error:
                 raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
 
-        pl_module.configure_optimizers = MethodType(update_wrapper(configure_optimizers, original.__func__), pl_module)
+        pl_module.configure_optimizers = MethodType(
+            update_wrapper(configure_optimizers, getattr(original, "__func__", original)), pl_module
+        )
 
         def restore() -> None:
             if own_attribute:

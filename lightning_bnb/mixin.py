@@ -1,4 +1,4 @@
-"""An optimizer for modules that configure none: Lightning asks for ``configure_optimizers`` before any callback runs."""
+"""An optimizer for modules that configure none: Lightning checks that before any callback runs."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from torch_bnb.optim import AdamW, GlobalOptimManager
 
 
 class EightBitOptimizerMixin:
-    r"""Gives a LightningModule a ``configure_optimizers`` with 8-bit state. Comes before ``LightningModule`` in the bases.
+    r"""Gives a LightningModule a ``configure_optimizers`` with 8-bit state. Stands before ``LightningModule``.
 
     The class attributes say what it builds. An :class:`~lightning_bnb.EightBitOptimizer` with an ``optimizer`` of its
     own takes precedence; without the callback, the mixin applies the module's declared hints itself.

@@ -1,4 +1,4 @@
-"""torch optimizers exchanged for their 8-bit twins in whatever ``configure_optimizers`` returns, schedulers included."""
+"""torch optimizers exchanged for 8-bit twins in whatever ``configure_optimizers`` returns, schedulers included."""
 
 import functools
 import inspect

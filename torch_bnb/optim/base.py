@@ -20,7 +20,7 @@ from torch_bnb.optim import state as storage
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.slots import Slot, SlotTable
 from torch_bnb.optim.state import State
-from torch_bnb.overrides import spec
+from torch_bnb.overrides import OverrideError, spec
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -102,9 +102,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     def _checked_overrides(self, overrides: dict[str, Any], group: Mapping[str, Any], what: str) -> dict[str, Any]:
         if not overrides:
             return overrides
-        checked = spec.validate_for(type(self).__name__, overrides, what)
-        options.check(checked, self.options, what)
-        self.check({**group, **checked})
+        checked = options.check(spec.validate_for(type(self).__name__, overrides, what), self.options, what)
+        try:
+            self.check({**group, **checked})
+        except ValueError as error:
+            raise OverrideError(f"{what}: {error}") from None
         return checked
 
     @override

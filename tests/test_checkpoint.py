@@ -1,0 +1,185 @@
+"""State that is saved and loaded: bit for bit, whatever the bits, and nothing else."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from cases import CASES
+
+import torch_bnb as bnb
+
+EVERY_RULE = pytest.mark.parametrize("name", CASES)
+
+
+def through_a_file(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def start(name, dtype=torch.float32, bits=8, seed=3, **options):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(70, 90), (300,), (0, 4), (9000,)]
+    params = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    case = CASES[name]
+    return params, case.optimizer(params, lr=case.lr, optim_bits=bits, **case.configs[1], **options)
+
+
+def run(params, optimizer, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        optimizer.step()
+
+
+def same_state(first, second):
+    a, b = first.state_dict()["state"], second.state_dict()["state"]
+    assert a.keys() == b.keys()
+    for index in a:
+        assert a[index].keys() == b[index].keys()
+        for key, value in a[index].items():
+            other = b[index][key]
+            if torch.is_tensor(value):
+                assert value.dtype == other.dtype and value.shape == other.shape and torch.equal(value, other), key
+            else:
+                assert value == other and type(value) is type(other), key
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bits", [8, 32])
+def test_resume_is_bit_exact(name, dtype, bits):
+    params, optimizer = start(name, dtype, bits)
+    run(params, optimizer, range(8))
+
+    stopped, before = start(name, dtype, bits)
+    run(stopped, before, range(5))
+    saved = through_a_file({"params": [p.detach() for p in stopped], "optimizer": before.state_dict()})
+
+    resumed, after = start(name, dtype, bits, seed=99)
+    for p, q in zip(resumed, saved["params"], strict=True):
+        p.data.copy_(q)
+    after.load_state_dict(saved["optimizer"])
+    same_state(before, after)
+    run(resumed, after, range(5, 8))
+    for p, q in zip(params, resumed, strict=True):
+        assert torch.equal(p, q)
+    same_state(optimizer, after)
+
+
+def test_loading_shares_no_memory_with_the_checkpoint():
+    params, first = start("adamw")
+    run(params, first, range(2))
+    saved = first.state_dict()
+    _, second = start("adamw")
+    second.load_state_dict(saved)
+    before = copy.deepcopy(first.state_dict()["state"][0])
+    run(second.param_groups[0]["params"], second, range(2))
+    assert all(torch.equal(torch.as_tensor(before[key]), torch.as_tensor(saved["state"][0][key])) for key in before)
+
+
+@EVERY_RULE
+def test_loading_its_own_state_is_harmless(name):
+    params, optimizer = start(name)
+    optimizer.load_state_dict(optimizer.state_dict())  # Accelerate does this before there is any state
+    assert optimizer.state_dict()["state"] == {}
+    run(params, optimizer, range(2))
+    before = copy.deepcopy(optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    same_state(before, optimizer)
+
+
+@EVERY_RULE
+@pytest.mark.parametrize(("saved_bits", "bits"), [(8, 32), (32, 8)])
+def test_state_saved_with_other_bits_is_converted(name, saved_bits, bits):
+    params, old = start(name, bits=saved_bits)
+    run(params, old, range(3))
+    _, new = start(name, bits=bits)
+    new.load_state_dict(through_a_file(old.state_dict()))
+    assert new.param_groups[0]["optim_bits"] == bits, "how state is kept is the program's choice"
+    for key, signed in CASES[name].optimizer.states.items():
+        old_state, state = old.state[params[0]], new.state[new.param_groups[0]["params"][0]]
+        if bits == 8:
+            codes, absmax = bnb.codec.quantize_blockwise(old_state[key], signed)
+            assert torch.equal(state[f"{key}_codes"], codes) and torch.equal(state[f"{key}_absmax"], absmax)
+        else:
+            decoded = bnb.codec.dequantize_blockwise(old_state[f"{key}_codes"], old_state[f"{key}_absmax"], signed)
+            assert torch.equal(state[key], decoded)
+        assert state["step"] == 3
+    run(new.param_groups[0]["params"], new, range(3, 5))
+
+
+def test_state_of_torch_adamw_continues_in_ours():
+    p = torch.randn(100, 60, requires_grad=True)
+    q = p.detach().clone().requires_grad_()
+    theirs, ours = torch.optim.AdamW([p], lr=1e-2), bnb.optim.AdamW([q], lr=1e-2)
+    run([p], theirs, range(3))
+    q.data.copy_(p)
+    ours.load_state_dict(through_a_file(theirs.state_dict()))
+    run([p], theirs, range(3, 6))
+    run([q], ours, range(3, 6))
+    torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_learning_rates_come_from_the_checkpoint_and_missing_options_from_the_constructor():
+    _, old = start("adamw")
+    old.param_groups[0]["lr"] = 0.125
+    saved = old.state_dict()
+    del saved["param_groups"][0]["maximize"]
+    _, new = start("adamw", min_8bit_size=16)
+    new.load_state_dict(saved)
+    group = new.param_groups[0]
+    assert (group["lr"], group["base_lr"], group["maximize"], group["min_8bit_size"]) == (0.125, 0.01, False, 16)
+    assert "differentiable" not in new.defaults
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_the_optimizer_copies_and_pickles_with_its_overrides(clone, manager):
+    params, optimizer = start("adamw")
+    manager.override_config(params[0], {"lr": 0.5}.popitem()[0], 0.5)
+    run(params, optimizer, range(2))
+    other = clone(optimizer)
+    same_state(optimizer, other)
+    copies = other.param_groups[0]["params"]
+    run(params, optimizer, range(2, 4))
+    run(copies, other, range(2, 4))
+    for p, q in zip(params, copies, strict=True):
+        assert torch.equal(p, q)
+
+
+def test_users_hooks_see_the_state():
+    params, optimizer = start("adamw")
+    run(params, optimizer, range(1))
+    seen = []
+    optimizer.register_load_state_dict_pre_hook(lambda o, s: seen.append(len(s["state"])))
+    optimizer.register_load_state_dict_post_hook(lambda o: seen.append(len(o.state)))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert seen == [4, 4]
+
+
+DAMAGE = [
+    (lambda s: s["state"][0].pop("exp_avg_absmax"), "'exp_avg_codes' and 'exp_avg_absmax' belong together"),
+    (lambda s: s["state"][0].update(state1=torch.ones(3)), r"unknown state \['state1'\]; expected some of"),
+    (lambda s: s["state"][0].update(exp_avg_codes=torch.zeros(5, dtype=torch.uint8)), r"shape \(70, 90\), got \(5,\)"),
+    (lambda s: s["state"][0].update(exp_avg_absmax=torch.zeros(5)), r"shape \(25,\), got \(5,\)"),
+    (lambda s: s["state"][0].update(exp_avg_codes="oops"), "'exp_avg_codes' must be a tensor, got 'oops'"),
+    (lambda s: s["state"].update({17: {"step": 1}}), r"keys that no group names: \[17\]"),
+    (lambda s: s["param_groups"][0]["params"].pop(), "has 3 parameters, this optimizer 4"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[m for _, m in DAMAGE])
+def test_a_damaged_checkpoint_is_an_error_and_changes_nothing(damage, message):
+    params, optimizer = start("adamw")
+    run(params, optimizer, range(2))
+    saved = through_a_file(optimizer.state_dict())
+    damage(saved)
+    before = copy.deepcopy(optimizer)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    same_state(before, optimizer)
+    run(params, optimizer, range(2, 3))

@@ -1,0 +1,183 @@
+"""The structure that docs/architecture.md promises."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CASES
+
+import torch_bnb as bnb
+from torch_bnb.overrides.spec import COMMON, HINT_ONLY, OverrideSpec, _by_rule
+
+ROOT = Path(__file__).parents[1]
+
+
+def imports(path):
+    """Modules that a file imports, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_registered_ops_are_the_rows_of_cases_are_the_exported_rules():
+    ops = {name.removeprefix("torch_bnb::") for name in torch._C._dispatch_get_all_op_names() if "torch_bnb::" in name}
+    classes = {getattr(bnb.optim, name).rule: getattr(bnb.optim, name) for name in bnb.optim.rules.__all__}
+    assert ops == set(CASES) == set(classes)
+    assert all(CASES[name].optimizer is classes[name] for name in CASES)
+
+
+# What each layer must not import, from the bottom up.
+FORBIDDEN = {
+    "torch_bnb/ops.py": r"torch_bnb\.(codec|optim|overrides|checkpoint)",
+    "torch_bnb/codec.py": r"torch_bnb\.(optim|overrides|checkpoint)",
+    "torch_bnb/optim/state.py": r"torch_bnb\.(optim|overrides|checkpoint)",
+    "torch_bnb/optim/base.py": r"torch_bnb\.optim\.(rules|variants)",
+    "torch_bnb/overrides": r"torch_bnb\.(?!overrides)",
+    "torch_bnb/checkpoint": r"torch_bnb\.(overrides|optim\.(?!state))",
+    "torch_bnb": r"lightning|pytorch_lightning|accelerate|bitsandbytes|torchao",
+    "lightning_bnb": r"accelerate|torch_bnb\.(ops|codec|checkpoint|_C)|torch_bnb\.optim\.\w+\.",
+}
+
+
+@pytest.mark.parametrize("place", FORBIDDEN)
+def test_imports_point_downwards(place):
+    path = ROOT / place
+    for file in [path] if path.suffix else path.rglob("*.py"):
+        wrong = {name for name in imports(file) if re.match(FORBIDDEN[place], name)}
+        assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+INCLUDES = {
+    "codec.h": set(),
+    "rules.h": {"codec.h"},
+    "storage.h": {"codec.h"},
+    "batch.h": {"rules.h", "storage.h"},
+    "ops.h": {"batch.h"},
+}
+
+
+@pytest.mark.parametrize("header", INCLUDES)
+def test_headers_include_only_what_is_below_them(header):
+    text = (ROOT / "csrc" / header).read_text()
+    assert set(re.findall(r'#include "(.*)"', text)) == INCLUDES[header]
+    assert ("torch/" in "".join(re.findall(r"#include <(.*)>", text))) == (header == "ops.h")
+
+
+@pytest.mark.parametrize("header", ["codec.h", "rules.h", "storage.h", "batch.h"])
+def test_torch_free_headers_compile_alone(header, tmp_path):
+    source = tmp_path / "alone.cpp"
+    source.write_text(f'#include "{header}"\n')
+    command = ["c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{ROOT / 'csrc'}", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_torch_bnb_needs_nothing_but_torch():
+    new = "{m.split('.')[0] for m in set(sys.modules) - had}"
+    code = f"import sys, torch; had = set(sys.modules); import torch_bnb; print(*{new})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    third_party = set(done.stdout.split()) - set(sys.stdlib_module_names)
+    assert third_party == {"torch_bnb"} or third_party == {"torch_bnb", "torch"}
+
+
+def test_the_typed_keys_are_the_known_keys():
+    known = {*COMMON, *HINT_ONLY, "is_sparse"}
+    for name in bnb.optim.rules.__all__:
+        known |= set(_by_rule[name])
+    assert set(OverrideSpec.__annotations__) == known
+
+
+SIGNUM = {
+    "csrc/rules.h": (
+        "template <class... Rules>\nstruct RuleList",
+        """struct Signum {
+  static constexpr Name kName = "signum";
+  static constexpr std::array kScalars{"lr", "momentum"};
+  static constexpr std::array kStates{Sign::kSigned};
+  float lr, momentum;
+  BNB_HD float direction(float, float g, float& m) const {
+    m = momentum * m + g;
+    return sign(m);
+  }
+};
+
+template <class... Rules>
+struct RuleList""",
+    ),
+    "torch_bnb/optim/rules.py": (
+        "class Lion(",
+        '''class Signum(BlockwiseOptimizer):
+    """Sign of the momentum (https://arxiv.org/abs/1802.04434)."""
+
+    rule = "signum"
+    states = {"momentum_buffer": SIGNED}
+    options = {"lr": RATE, "momentum": NON_NEGATIVE}
+
+    def __init__(self, params: ParamsT, lr: float = 1e-4, momentum: float = 0.9, **common: Any) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum}, common)
+
+    @override
+    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+        return {"lr": float(config["lr"]), "momentum": config["momentum"]}
+
+
+class Lion(''',
+    ),
+    "tests/cases.py": (
+        "CASES = {",
+        """class SignumOracle(torch.optim.Optimizer):
+    def __init__(self, params, lr, momentum=0.9, maximize=False):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "maximize": maximize})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                m.mul_(group["momentum"]).add_(-p.grad if group["maximize"] else p.grad)
+                p.sub_(group["lr"] * m.sign())
+
+
+CASES = {
+    "signum": Case(bnb.optim.Signum, SignumOracle, ({}, {"momentum": 0.5}, {"maximize": True}), 1e-3, 0.25),""",
+    ),
+}
+
+
+@pytest.mark.slow
+def test_a_new_rule_touches_three_files(tmp_path):
+    for name in ("csrc", "torch_bnb", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name, (old, new) in SIGNUM.items():
+        text = (tmp_path / name).read_text()
+        assert text.count(old) == 1
+        (tmp_path / name).write_text(text.replace(old, new))
+    for name, add in (
+        ("csrc/rules.h", ("SGD, Lion>", "SGD, Lion, Signum>")),
+        ("torch_bnb/optim/rules.py", ('"Lion"]', '"Lion", "Signum"]')),
+    ):
+        text = (tmp_path / name).read_text()
+        assert text.count(add[0]) == 1
+        (tmp_path / name).write_text(text.replace(*add))
+
+    def run(*command):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("setup.py", "build_ext", "--inplace")
+    tests = ["tests/test_rules.py", "tests/test_step.py", "tests/test_checkpoint.py", "tests/test_ops.py"]
+    output = run("-m", "pytest", "-q", "-k", "signum", "-p", "no:cacheprovider", *tests)
+    assert int(re.search(r"(\d+) passed", output)[1]) > 40
+    run("-c", "import torch_bnb, torch; print(torch_bnb.optim.Signum8bit([torch.zeros(9, requires_grad=True)]))")

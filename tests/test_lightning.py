@@ -1,0 +1,335 @@
+"""The Lightning callback and mixin in real fits."""
+
+import copy
+import pickle
+from functools import partial
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader
+
+import torch_bnb as bnb
+from lightning_bnb import EightBitOptimizer, EightBitOptimizerMixin, optim_overrides
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+
+
+class Bare(pl.LightningModule):
+    """Everything but `configure_optimizers`."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(100, 64), nn.Linear(64, 100)
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self.head(self.embed(batch)), batch)
+
+    def validation_step(self, batch, _):
+        self.log("val", self.training_step(batch, _))
+
+
+class Model(Bare):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.05)
+
+
+def data(n=32):
+    return DataLoader(torch.arange(n) % 100, batch_size=8)
+
+
+def fit(module, *callbacks, epochs=1, **options):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=list(callbacks), **{**quiet, **options})
+    trainer.fit(module, data())
+    return trainer
+
+
+def bits(trainer, parameter, index=0):
+    return 8 if "exp_avg_codes" in trainer.optimizers[index].state[parameter] else 32
+
+
+def test_a_torch_optimizer_becomes_its_8_bit_twin():
+    module = Model()
+    trainer = fit(module, EightBitOptimizer())
+    (optimizer,) = trainer.optimizers
+    assert type(optimizer) is bnb.optim.AdamW
+    assert optimizer.param_groups[0]["weight_decay"] == 0.05
+    assert bits(trainer, module.head.weight) == 8 and bits(trainer, module.embed.weight) == 8
+    assert bits(trainer, module.head.bias) == 32
+    assert optimizer.state[module.head.weight]["step"] == 4
+
+
+def test_a_class_decorator_keeps_the_embedding_at_32_bits():
+    @optim_overrides({"embed.weight": {"optim_bits": 32}})
+    class Hinted(Model):
+        pass
+
+    module = Hinted()
+    trainer = fit(module, EightBitOptimizer())
+    assert bits(trainer, module.embed.weight) == 32
+    assert bits(trainer, module.head.weight) == 8
+
+
+def test_a_plain_class_attribute_of_a_submodule_does_the_same():
+    class Embedding(nn.Embedding):
+        optim_overrides = {"weight": {"optim_bits": 32, "lr": 0.0}}
+
+    module = Model()
+    module.embed = Embedding(100, 64)
+    before = module.embed.weight.detach().clone()
+    trainer = fit(module, EightBitOptimizer())
+    assert bits(trainer, module.embed.weight) == 32
+    assert torch.equal(module.embed.weight, before)
+
+
+def test_parameters_are_registered_at_setup_while_on_the_cpu(manager):
+    seen = []
+
+    class Watch(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            seen.append((pl_module in manager._modules, {p.device.type for p in pl_module.parameters()}))
+
+    fit(Model(), EightBitOptimizer(), Watch())
+    assert seen == [(True, {"cpu"})]
+
+
+def test_a_factory_takes_precedence_over_the_module():
+    module = Model()
+    trainer = fit(module, EightBitOptimizer(optimizer=partial(bnb.optim.Lion8bit, lr=1e-4)))
+    assert type(trainer.optimizers[0]) is bnb.optim.Lion8bit
+
+
+def test_parameters_made_in_configure_model_are_found():
+    @optim_overrides({"embed.weight": {"optim_bits": 32}})
+    class Lazy(Model):
+        def __init__(self):
+            pl.LightningModule.__init__(self)
+
+        def configure_model(self):
+            if not hasattr(self, "head"):
+                self.embed, self.head = nn.Embedding(100, 64), nn.Linear(64, 100)
+
+    module = Lazy()
+    trainer = fit(module, EightBitOptimizer())
+    assert bits(trainer, module.embed.weight) == 32
+    assert bits(trainer, module.head.weight) == 8
+
+
+def test_the_mixin_gives_a_module_its_optimizer():
+    @optim_overrides({"embed.weight": {"optim_bits": 32}})
+    class Mixed(EightBitOptimizerMixin, Bare):
+        optimizer_class = bnb.optim.Adam
+        optimizer_options = {"lr": 3e-4, "optim_bits": 8}
+
+    for callbacks in ([], [EightBitOptimizer()]):
+        module = Mixed()
+        trainer = fit(module, *callbacks)
+        assert type(trainer.optimizers[0]) is bnb.optim.Adam
+        assert trainer.optimizers[0].param_groups[0]["lr"] == 3e-4
+        assert bits(trainer, module.embed.weight) == 32 and bits(trainer, module.head.weight) == 8
+
+
+SCHEDULES = {
+    "StepLR": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, gamma=0.5),
+    "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: (step + 1) / 10),
+    "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.01, total_steps=10),
+    "SequentialLR": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [torch.optim.lr_scheduler.LinearLR(o, total_iters=2), torch.optim.lr_scheduler.CosineAnnealingLR(o, 5)],
+        milestones=[2],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.filterwarnings("error:.*optimizer.step.*", "error:.*lr_scheduler.step.*")
+def test_schedules_keep_their_curves(name):
+    curves = []
+
+    class Scheduled(Model):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [{"scheduler": SCHEDULES[name](optimizer), "interval": "step"}]
+
+    class Rates(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            curves[-1].append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    for callbacks in ([], [EightBitOptimizer()]):
+        curves.append([])
+        fit(Scheduled(), Rates(), *callbacks)
+    assert curves[0] == curves[1] and len(set(curves[0])) > 1
+
+
+def test_an_own_rate_follows_a_schedule_that_began_before_the_optimizer_was_replaced(manager):
+    class Scheduled(Model):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1)]
+
+    module = Scheduled()
+    trainer = fit(module, EightBitOptimizer())
+    group = trainer.optimizers[0].param_groups[0]
+    assert group["lr"] == pytest.approx(1e-4) and group["base_lr"] == 1e-3
+
+
+FORMS = {
+    "optimizer": lambda o: o,
+    "list": lambda o: [o],
+    "dict": lambda o: {"optimizer": o},
+    "two lists": lambda o: ([o], []),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_that_configure_optimizers_returns(form):
+    class Formed(Model):
+        def configure_optimizers(self):
+            return FORMS[form](super().configure_optimizers())
+
+    assert type(fit(Formed(), EightBitOptimizer()).optimizers[0]) is bnb.optim.AdamW
+
+
+def test_two_optimizers_with_manual_optimization():
+    class Two(BoringModel):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(32, 2)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, _):
+            for optimizer, layer in zip(self.optimizers(), (self.layer, self.other), strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(layer(batch).square().mean())
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [
+                torch.optim.SGD(self.layer.parameters(), lr=0.1, momentum=0.9),
+                torch.optim.Adam(self.other.parameters(), lr=0.1),
+            ]
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_steps=4, accelerator="cpu", callbacks=[EightBitOptimizer()], **quiet)
+    trainer.fit(Two())
+    assert [type(o) for o in trainer.optimizers] == [bnb.optim.SGD, bnb.optim.Adam]
+
+
+def test_resume_is_bit_exact(tmp_path):
+    @optim_overrides({"embed.weight": {"optim_bits": 32}})
+    class Hinted(Model):
+        pass
+
+    def module():
+        torch.manual_seed(1)
+        return Hinted()
+
+    whole = module()
+    fit(whole, EightBitOptimizer(), epochs=3)
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    trainer = fit(module(), EightBitOptimizer(), epochs=2, **options)
+    path = trainer.checkpoint_callback.best_model_path
+    resumed = module()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    again = pl.Trainer(max_epochs=3, accelerator="cpu", callbacks=[EightBitOptimizer()], **quiet, **options)
+    again.fit(resumed, data(), ckpt_path=path)
+    for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert bits(again, resumed.head.weight) == 8 and bits(again, resumed.embed.weight) == 32
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions_train(precision):
+    module = Model()
+    before = module.head.weight.detach().clone()
+    trainer = fit(module, EightBitOptimizer(), precision=precision)
+    assert not torch.equal(module.head.weight.to(before.dtype), before)
+    assert bits(trainer, module.head.weight) == (32 if precision == "64-true" else 8)
+
+
+def test_gradient_clipping_and_accumulation():
+    module = Model()
+    trainer = fit(module, EightBitOptimizer(), gradient_clip_val=0.5, accumulate_grad_batches=2)
+    assert trainer.optimizers[0].state[module.head.weight]["step"] == 2
+
+
+def test_the_module_is_as_before_after_the_fit_and_can_be_fitted_again():
+    module, callback = Model(), EightBitOptimizer()
+    for _ in range(2):
+        trainer = fit(module, callback)
+        assert "configure_optimizers" not in vars(module)
+        assert type(trainer.optimizers[0]) is bnb.optim.AdamW
+
+
+def test_the_module_is_restored_after_an_exception():
+    class Fails(Model):
+        def training_step(self, batch, index):
+            raise ZeroDivisionError
+
+    module, callback = Fails(), EightBitOptimizer()
+    own = module.configure_optimizers = partial(Model.configure_optimizers, module)
+    with pytest.raises(ZeroDivisionError):
+        fit(module, callback)
+    assert vars(module)["configure_optimizers"] is own
+
+
+def test_validation_alone_changes_nothing():
+    module = Model()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    pl.Trainer(accelerator="cpu", callbacks=[EightBitOptimizer()], **quiet).validate(module, data(), verbose=False)
+    assert "configure_optimizers" not in vars(module)
+
+
+def test_a_module_in_the_middle_of_a_fit_copies_and_pickles():
+    class Copies(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.copies = [copy.deepcopy(pl_module), pickle.loads(pickle.dumps(pl_module))]
+
+    copies = Copies()
+    fit(Model(), EightBitOptimizer(), copies)
+    assert all(isinstance(c.configure_optimizers(), torch.optim.Optimizer) for c in copies.copies)
+
+
+def test_a_hint_for_a_missing_parameter_is_a_misconfiguration():
+    @optim_overrides({"embde.weight": {"optim_bits": 32}})
+    class Wrong(Model):
+        pass
+
+    with pytest.raises(MisconfigurationException, match=r"no parameter 'embde.weight', did you mean 'embed.weight'\?"):
+        fit(Wrong(), EightBitOptimizer())
+
+
+def test_a_misspelt_option_is_a_misconfiguration():
+    module = Model()
+    module.optim_overrides = {"embed.weight": {"optim_bit": 32}}
+    with pytest.raises(MisconfigurationException, match="unknown option 'optim_bit', did you mean 'optim_bits'"):
+        fit(module, EightBitOptimizer())
+
+
+def test_an_option_without_a_twin_is_a_misconfiguration():
+    class Amsgrad(Bare):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), amsgrad=True)
+
+    with pytest.raises(MisconfigurationException, match=r"AdamW\(amsgrad=True\) has no 8-bit twin in torch_bnb"):
+        fit(Amsgrad(), EightBitOptimizer())
+    with pytest.raises(MisconfigurationException, match="optim_bits=4: expected 8 or 32"):
+        EightBitOptimizer(optim_bits=4)
+
+
+def test_other_optimizers_are_left_alone():
+    class Other(Bare):
+        def configure_optimizers(self):
+            return torch.optim.RMSprop(self.parameters())
+
+    assert type(fit(Other(), EightBitOptimizer()).optimizers[0]) is torch.optim.RMSprop
+    assert type(fit(Model(), EightBitOptimizer(replace_torch_optimizers=False)).optimizers[0]) is torch.optim.AdamW

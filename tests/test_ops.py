@@ -1,0 +1,128 @@
+"""The compiled operators at their boundary."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import CASES
+
+from torch_bnb import ops
+
+EVERY_RULE = pytest.mark.parametrize("name", CASES)
+
+
+def arguments(name, bits=8, n=700, dtype=torch.float32):
+    """What the optimizer would pass for two parameters."""
+    case = CASES[name]
+    params = [torch.randn(n).to(dtype), torch.randn(3).to(dtype)]
+    grads = [torch.randn(n), torch.randn(3)]
+    shapes = [p.shape for _ in case.optimizer.states for p in params]
+    if bits == 8:
+        states = [torch.full(shape, 127, dtype=torch.uint8) for shape in shapes]
+        absmax = [torch.zeros(-(-shape.numel() // 256)) for shape in shapes]
+    else:
+        states, absmax = [torch.zeros(shape) for shape in shapes], []
+    optimizer = case.optimizer([torch.zeros(1, requires_grad=True)], **case.configs[0])
+    return params, grads, states, absmax, optimizer.scalars(optimizer.param_groups[0], 1)
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("bits", [8, 32])
+def test_opcheck(name, bits):
+    params, grads, states, absmax, scalars = arguments(name, bits)
+    op = getattr(torch.ops.torch_bnb, name).default
+    torch.library.opcheck(op, (params, grads, states, absmax), {**scalars, "grad_scale": 1.0})
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_opcheck_of_the_codec(signed):
+    values, codes, absmax = torch.rand(700), torch.zeros(700, dtype=torch.uint8), torch.zeros(3)
+    codec = torch.ops.torch_bnb_codec
+    torch.library.opcheck(codec.quantize_blockwise.default, (values, codes, absmax, signed, 256))
+    torch.library.opcheck(codec.dequantize_blockwise.default, (values, codes, absmax, signed, 256))
+    torch.library.opcheck(codec.dynamic_map.default, (torch.empty(256), signed))
+
+
+DAMAGE = [
+    (lambda p, g, s, a: g.pop(), "adamw: expected 2 gradients, got 1"),
+    (lambda p, g, s, a: s.pop(), "adamw: expected 4 states, got 3"),
+    (lambda p, g, s, a: a.pop(), "adamw: absmax must be empty or have one tensor per state"),
+    (lambda p, g, s, a: a.clear(), "adamw: a uint8 state needs its absmax"),
+    (lambda p, g, s, a: g.__setitem__(1, torch.ones(4)), "adamw: a gradient must have 3 elements, got 4"),
+    (lambda p, g, s, a: g.__setitem__(1, torch.ones(3).int()), "adamw: a gradient must be float32, .*got Int"),
+    (lambda p, g, s, a: s.__setitem__(3, torch.ones(3).half()), "adamw: a state must be Float, got Half"),
+    (lambda p, g, s, a: s.__setitem__(3, torch.ones(4)), "adamw: a state must have 3 elements, got 4"),
+    (lambda p, g, s, a: a.__setitem__(0, torch.ones(2)), "adamw: absmax must have 3 elements, got 2"),
+    (lambda p, g, s, a: p.__setitem__(0, torch.ones(1400)[::2]), "adamw: a parameter must be contiguous"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[m for _, m in DAMAGE])
+def test_wrong_tensors_are_refused_before_anything_is_written(damage, message):
+    params, grads, states, absmax, scalars = arguments("adamw")
+    damage(params, grads, states, absmax)
+    before = [t.clone() for t in (*params, *states, *absmax)]
+    with pytest.raises(RuntimeError, match=message):
+        ops.update("adamw", params, grads, states, absmax, scalars)
+    assert all(torch.equal(t, b) for t, b in zip((*params, *states, *absmax), before, strict=True))
+
+
+def test_a_missing_scalar_is_named():
+    params, grads, states, absmax, scalars = arguments("adamw")
+    del scalars["eps"]
+    with pytest.raises(RuntimeError, match="eps"):
+        ops.update("adamw", params, grads, states, absmax, scalars)
+
+
+def test_an_absent_state_reads_as_zero():
+    params, grads, _, _, scalars = arguments("sgd", bits=32)
+    before = params[0].clone()
+    ops.update("sgd", params, grads, [torch.empty(0), torch.empty(0)], [], scalars)
+    torch.testing.assert_close(params[0], before - scalars["lr"] * grads[0])
+
+
+# Every rule, both widths, every dtype, values of every size: what one instruction set computes, as one checksum a line.
+PROGRAM = """
+import hashlib, sys, torch
+sys.path.insert(0, "tests")
+from cases import CONFIGS, CASES
+from torch_bnb.codec import quantize_blockwise
+torch.manual_seed(0)
+spread = torch.logspace(-12, 3, 70_000) * torch.randn(70_000).sign()
+for signed in (True, False):
+    codes, absmax = quantize_blockwise(spread if signed else spread.abs(), signed)
+    print("codec", signed, hashlib.sha256(codes.numpy().tobytes() + absmax.numpy().tobytes()).hexdigest())
+for name, config in CONFIGS:
+    for bits in (8, 32):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            p = spread[::7].to(dtype).requires_grad_()
+            optimizer = CASES[name].optimizer([p], lr=CASES[name].lr, optim_bits=bits, **config)
+            for step in range(3):
+                p.grad = spread[step::7][: p.numel()].to(dtype)
+                optimizer.step()
+            digest = hashlib.sha256(p.detach().double().numpy().tobytes()).hexdigest()
+            print(name, config, bits, dtype, digest)
+"""
+
+
+def bits_of(isa):
+    environment = {**os.environ, "TORCH_BNB_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else done.stderr
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    best = bits_of("")
+    assert len(best) > 50, best
+    for isa in ("baseline", "avx2", "avx512"):
+        result = bits_of(isa)
+        if isinstance(result, str):  # this machine lacks it, and says so
+            assert f"TORCH_BNB_ISA={isa} is not one of" in result and isa != "baseline"
+        else:
+            assert result == best, isa
+
+
+def test_an_unknown_instruction_set_is_an_error():
+    assert "TORCH_BNB_ISA=mmx is not one of baseline, avx2, avx512" in bits_of("mmx")

@@ -1,0 +1,299 @@
+"""What the step does beside arithmetic."""
+
+import pytest
+import torch
+from cases import CASES
+
+import torch_bnb as bnb
+
+EVERY_RULE = pytest.mark.parametrize("name", CASES)
+
+
+def param(*shape, grad=True, dtype=torch.float32):
+    p = torch.randn(*shape).to(dtype).requires_grad_()
+    if grad:
+        p.grad = torch.randn(*shape).to(dtype)
+    return p
+
+
+def make(name, params, **options):
+    return CASES[name].optimizer(params, lr=CASES[name].lr, **options)
+
+
+def test_closure_runs_once_with_gradients_enabled_before_they_are_read():
+    p = torch.zeros(5000, requires_grad=True)
+    optimizer = bnb.optim.AdamW([p], lr=0.1, optim_bits=8)
+    calls = []
+
+    def closure():
+        assert torch.is_grad_enabled()
+        calls.append(1)
+        loss = (p - 1).square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure=closure).item() == 5000
+    assert len(calls) == 1
+    assert (p > 0).all()
+
+
+def test_step_returns_nothing_without_a_closure():
+    assert bnb.optim.SGD([param(3)]).step() is None
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("bits", [8, 32])
+def test_layout_of_parameter_and_gradient_does_not_matter(name, bits):
+    dense = param(60, 90)
+    transposed = dense.detach().t().contiguous().t().requires_grad_()
+    assert not transposed.is_contiguous()
+    every_second = torch.zeros(60, 180)[:, ::2].copy_(dense.detach()).requires_grad_()
+    every_second.grad = dense.grad.t().contiguous().t()
+    transposed.grad = dense.grad.clone()
+    for p in (dense, transposed, every_second):
+        optimizer = make(name, [p], optim_bits=bits)
+        for _ in range(3):
+            optimizer.step()
+    assert torch.equal(dense, transposed)
+    assert torch.equal(dense, every_second)
+
+
+@EVERY_RULE
+def test_parameters_without_gradient_and_without_elements_are_passed_over(name):
+    frozen, empty, live = param(5000, grad=False), param(0, 7), param(5000)
+    before = live.detach().clone()
+    optimizer = make(name, [frozen, empty, live], optim_bits=8)
+    optimizer.step()
+    assert frozen not in optimizer.state
+    assert not torch.equal(live, before)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+
+
+def test_only_empty_parameters():
+    empty = param(0, 7)
+    optimizer = bnb.optim.AdamW([empty])
+    optimizer.step()
+    assert optimizer.state[empty]["step"] == 1
+
+
+def test_parameter_added_later_starts_at_its_own_first_step():
+    first, late = param(5000), param(5000)
+    alone = late.detach().clone().requires_grad_()
+    alone.grad = late.grad.clone()
+    optimizer = bnb.optim.AdamW([first], lr=0.1, optim_bits=8)
+    optimizer.step()
+    optimizer.add_param_group({"params": [late], "lr": 0.01})
+    optimizer.step()
+    expected = bnb.optim.AdamW([alone], lr=0.01, optim_bits=8)
+    expected.step()
+    assert torch.equal(late, alone)
+    assert optimizer.state[first]["step"] == 2 and optimizer.state[late]["step"] == 1
+
+
+@EVERY_RULE
+def test_many_tensors_in_one_call_are_each_alone(name):
+    together = [param(n) for n in (1, 255, 256, 257, 5000, 33)]
+    alone = [p.detach().clone().requires_grad_() for p in together]
+    for p, q in zip(together, alone, strict=True):
+        q.grad = p.grad.clone()
+    optimizer = make(name, together, optim_bits=8, min_8bit_size=256)
+    optimizers = [make(name, [q], optim_bits=8, min_8bit_size=256) for q in alone]
+    for _ in range(3):
+        optimizer.step()
+        for single in optimizers:
+            single.step()
+    for p, q in zip(together, alone, strict=True):
+        assert torch.equal(p, q)
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("bits", [8, 32])
+def test_threads_do_not_change_a_bit(name, bits):
+    start, ends = param(100_000), []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            p = start.detach().clone().requires_grad_()
+            p.grad = start.grad
+            optimizer = make(name, [p], optim_bits=bits)
+            for _ in range(3):
+                optimizer.step()
+            ends.append(p.detach())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("bits", [8, 32])
+def test_lr_0_and_zero_gradients_leave_weights_untouched(name, bits):
+    p = param(5000)
+    optimizer = make(name, [p], optim_bits=bits, **CASES[name].configs[1])
+    before = p.detach().clone()
+    p.grad.zero_()
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert torch.equal(p, before)
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_gradient_shows(name, bits, bad):
+    p = param(1024)
+    optimizer = make(name, [p], optim_bits=bits, min_8bit_size=0, **CASES[name].configs[1])
+    optimizer.step()
+    p.grad[5] = bad
+    optimizer.step()
+    optimizer.step()
+    tensors = [value for value in optimizer.state[p].values() if torch.is_tensor(value)]
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    assert any(not value.isfinite().all() for value in floats), "the state remembers"
+    assert bits == 8 or p[6:].isfinite().all(), "in 32 bits other elements are as if nothing had happened"
+    assert p[256:].isfinite().all(), "other blocks are as if nothing had happened"
+
+
+def test_autograd_notices_that_weights_have_changed():
+    p, x = param(4, 4), torch.randn(4, 4, requires_grad=True)
+    loss = (x @ p).sum()
+    bnb.optim.SGD([p], lr=0.1).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_min_8bit_size_decides_by_the_number_of_elements():
+    small, large = param(4095), param(4096)
+    optimizer = bnb.optim.AdamW8bit([small, large])
+    optimizer.step()
+    assert optimizer.state[small]["exp_avg"].dtype == torch.float32
+    assert optimizer.state[large]["exp_avg_codes"].dtype == torch.uint8
+    assert optimizer.state[large]["exp_avg_absmax"].shape == (16,)
+
+
+def test_float64_parameters_keep_32_bit_state_and_their_precision():
+    p = param(5000, dtype=torch.float64)
+    optimizer = bnb.optim.SGD([p], lr=1e-9, momentum=0.9, optim_bits=8)
+    before = p.detach().clone()
+    optimizer.step()
+    assert "momentum_buffer" in optimizer.state[p]
+    torch.testing.assert_close(p.detach() - before, -1e-9 * p.grad, rtol=1e-6, atol=1e-15)
+
+
+def test_momentum_0_keeps_no_buffer():
+    p = param(5000)
+    optimizer = bnb.optim.SGD([p], lr=0.1)
+    optimizer.step()
+    assert optimizer.state[p] == {"step": 1}
+
+
+def test_gradscaler_skips_a_step_with_infinite_gradients():
+    p = param(5000)
+    optimizer = bnb.optim.AdamW8bit([p], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale((p * float("inf")).sum()).backward()
+    before = p.detach().clone()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(p, before)
+    p.grad = None
+    scaler.scale((p * p).sum()).backward()
+    scaler.step(optimizer)
+    assert not torch.equal(p, before) and p.isfinite().all()
+
+
+def test_a_learning_rate_may_be_a_tensor():
+    p, q = param(5000), None
+    q = p.detach().clone().requires_grad_()
+    q.grad = p.grad
+    bnb.optim.AdamW([p], lr=torch.tensor(0.25)).step()
+    bnb.optim.AdamW([q], lr=0.25).step()
+    assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, r"AdamW: lr=-1\.0: expected a finite number >= 0"),
+        ({"lr": float("nan")}, "AdamW: lr=nan: expected"),
+        ({"betas": (0.9, 1.0)}, r"betas=\(0\.9, 1\.0\): expected two numbers in \[0, 1\)"),
+        ({"eps": "tiny"}, "eps='tiny': expected"),
+        ({"optim_bits": 4}, "optim_bits=4: expected 8 or 32"),
+        ({"min_8bit_size": 1.5}, r"min_8bit_size=1\.5: expected an integer >= 0"),
+        ({"percentile_clipping": 0}, "percentile_clipping=0: expected an integer from 1 to 100"),
+        ({"maximize": 1}, "maximize=1: expected True or False"),
+        ({"capturable": True}, "capturable=True"),
+    ],
+)
+def test_an_impossible_option_is_an_error_that_names_it(options, message):
+    with pytest.raises(ValueError, match=message):
+        bnb.optim.AdamW([param(3)], **options)
+    optimizer = bnb.optim.AdamW([param(3)])
+    with pytest.raises(ValueError, match=message.replace("AdamW:", "AdamW, group 1:")):
+        optimizer.add_param_group({"params": [param(3)], **options})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    "option", [{"percentile_clipping": 5}, {"block_wise": False}, {"max_unorm": 0.1}, {"skip_zeros": True}]
+)
+def test_an_option_whose_kernel_is_not_there_yet_says_so(option):
+    (name,) = option
+    with pytest.raises(NotImplementedError, match=name):
+        bnb.optim.AdamW([param(3)], **option)
+
+
+def test_unknown_options_are_errors():
+    with pytest.raises(TypeError, match="AdamW got unexpected options: amsgrad"):
+        bnb.optim.AdamW([param(3)], amsgrad=False)
+    with pytest.raises(TypeError, match="unexpected options: momentum"):
+        bnb.optim.Adam8bit([param(3)], momentum=0.9)
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValueError, match=r"nesterov=True needs momentum > 0 and dampening=0, got momentum=0\.0"):
+        bnb.optim.SGD([param(3)], nesterov=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
+def test_parameters_that_are_not_real_floats_are_refused(dtype):
+    with pytest.raises(ValueError, match=rf"parameter 1 of shape \(3,\) is {dtype}; expected one of torch.float32"):
+        bnb.optim.AdamW([param(3), torch.zeros(3, dtype=dtype)])
+
+
+def test_wrong_gradients_are_refused_before_anything_is_written():
+    good, bad = param(5000), param(10, 4)
+    before = good.detach().clone()
+    optimizer = bnb.optim.AdamW([good, bad], optim_bits=8)
+    bad.grad = torch.randn(10, 4).to_sparse()
+    with pytest.raises(NotImplementedError, match=r"parameter 1 of group 0, shape \(10, 4\).*sparse_coo"):
+        optimizer.step()
+    assert torch.equal(good, before) and "step" not in optimizer.state[good]
+
+
+def test_a_device_without_kernels_is_named():
+    if bnb.ops.has_kernel("adamw", torch.device("xpu")):
+        pytest.fail("choose another device for this test")
+    assert bnb.ops.has_kernel("adamw", torch.device("cpu"))
+
+
+def test_foreach_and_fused_are_taken_as_torch_users_pass_them():
+    for options in ({"fused": True}, {"foreach": True}, {"fused": False, "foreach": None}):
+        bnb.optim.AdamW([param(3)], **options).step()
+    with pytest.raises(ValueError, match="fused=1: expected True, False or None"):
+        bnb.optim.AdamW([param(3)], fused=1)
+
+
+def test_variants_fix_the_bits_and_show_it():
+    import inspect
+
+    p = param(5000)
+    optimizer = bnb.optim.Lion8bit([p], 1e-4)
+    optimizer.step()
+    assert "exp_avg_codes" in optimizer.state[p]
+    assert bnb.optim.PagedAdamW([p]).defaults["optim_bits"] == 32
+    assert inspect.signature(bnb.optim.Adam8bit).parameters["optim_bits"].default == 8
+    assert bnb.optim.Adam8bit.__doc__.startswith("`Adam` with 8-bit state")
+    with pytest.raises(ValueError, match="Adam8bit: optim_bits=32: expected 8; use Adam to choose"):
+        bnb.optim.Adam8bit([p], optim_bits=32)
