@@ -111,7 +111,7 @@ def train(kind: str, seed: int, steps: int, text: Tensor) -> dict:
 
 def show(runs: list[dict], console: Console) -> None:
     table = Table(title="Byte-level GPT on the standard library's source text")
-    columns = ["optimizer", "seed", "training loss", "validation loss", "state", "bytes/param", "ms/step"]
+    columns = ["optimizer", "seed", "train loss", "validation loss", "state", "B/param", "ms/step"]
     for column in columns:
         table.add_column(column, justify="left" if column == "optimizer" else "right")
     for run in runs:
@@ -147,13 +147,14 @@ def draw(runs: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colors = {"fp32": "tab:blue", "8bit": "tab:orange"}
+    colors, styles = {"fp32": "tab:blue", "8bit": "tab:orange"}, {"fp32": "-", "8bit": "--"}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=[3, 1], layout="constrained")
     for run in runs:
         losses = torch.tensor(run["losses"])
         smooth = F.avg_pool1d(losses[None], min(10, len(losses)), stride=1)[0]
         first = run is next(r for r in runs if r["optimizer"] == run["optimizer"])
-        left.plot(smooth, color=colors[run["optimizer"]], label=NAMES[run["optimizer"]] if first else None, alpha=0.8)
+        style = {"color": colors[run["optimizer"]], "linestyle": styles[run["optimizer"]]}
+        left.plot(smooth, label=NAMES[run["optimizer"]] if first else None, **style)
     left.set(xlabel="step", ylabel="training loss (nats per byte)", title="Training loss, mean of 10 steps")
     left.legend()
     for kind, color in colors.items():

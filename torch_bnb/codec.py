@@ -60,7 +60,7 @@ def quantize_blockwise(x: Tensor, signed: bool = True, blocksize: int = BLOCK_SI
         >>> codes.dtype, absmax
         (torch.uint8, tensor([2.]))
         >>> bnb.codec.dequantize_blockwise(codes, absmax)
-        tensor([ 0.0000, -0.4984,  2.0000])
+        tensor([ 0.0000, -0.4953,  2.0000])
     """
     if not x.is_floating_point():
         raise ValueError(f"quantize_blockwise: x must be a floating-point tensor, got {x.dtype}")

@@ -1,0 +1,62 @@
+"""What the documents say, run."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_bnb
+import torch_bnb
+
+ROOT = Path(__file__).parents[1]
+MODULES = [
+    name
+    for package in (torch_bnb, lightning_bnb)
+    for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not name.endswith("._C")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("name", torch_bnb.optim.rules.__all__)
+def test_every_rule_has_an_example_that_runs(name):
+    rule = getattr(torch_bnb.optim, name)
+    examples = doctest.DocTestFinder(recurse=False).find(rule, name)[0]
+    assert len(examples.examples) >= 4
+    assert doctest.DocTestRunner().run(examples).failed == 0
+    assert "optim_bits: Bits per element of state" in rule.__doc__ and "https://" in rule.__doc__
+
+
+def test_the_readmes_snippets_run():
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    snippets = [snippet for snippet in snippets if "# Lightning: one callback" not in snippet]
+    assert len(snippets) == 4
+    namespace = {}
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), namespace)
+    optimizer, model = namespace["optimizer"], namespace["model"]
+    for parameter in model.parameters():
+        parameter.grad = parameter.detach().clone()
+    optimizer.step()
+    assert "exp_avg" in optimizer.state[model.embed.weight]
+    assert "exp_avg" in optimizer.state[model.head.linear.weight]
+
+
+def test_the_readmes_numbers_are_the_committed_result():
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "readme.py", "--check"], check=True)
+
+
+def test_links_in_documents_point_to_files():
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
