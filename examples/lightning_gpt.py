@@ -111,7 +111,7 @@ def train(kind: str, seed: int, steps: int, text: Tensor) -> dict:
 
 def show(runs: list[dict], console: Console) -> None:
     table = Table(title="Byte-level GPT on the standard library's source text")
-    columns = ["optimizer", "seed", "train loss", "validation loss", "state", "B/param", "ms/step"]
+    columns = ["optimizer", "seed", "train loss", "val loss", "state", "B/param", "ms/step"]
     for column in columns:
         table.add_column(column, justify="left" if column == "optimizer" else "right")
     for run in runs:

@@ -31,6 +31,7 @@ class EightBitOptimizer(pl.Callback):
         optim_bits: Bits per element of state, 8 or 32, for the optimizers that are replaced.
         replace_torch_optimizers: Replace ``torch.optim`` ``Adam``, ``AdamW`` and ``SGD``. Others are left as they are,
             also those of torch_bnb, which keep the bits they were built with.
+        embeddings_32bit: ``nn.Embedding`` weights keep 32-bit state unless a hint says otherwise.
 
     Raises:
         MisconfigurationException:
@@ -50,12 +51,14 @@ class EightBitOptimizer(pl.Callback):
         optimizer: Callable[[Iterable], Optimizer] | None = None,
         optim_bits: int = 8,
         replace_torch_optimizers: bool = True,
+        embeddings_32bit: bool = True,
     ) -> None:
         if optim_bits not in (8, 32):
             raise MisconfigurationException(f"EightBitOptimizer: optim_bits={optim_bits!r}: expected 8 or 32")
         self.optimizer = optimizer
         self.optim_bits = optim_bits
         self.replace_torch_optimizers = replace_torch_optimizers
+        self.embeddings_32bit = embeddings_32bit
         self._restore: Callable[[], None] | None = None
 
     @override
@@ -63,7 +66,7 @@ class EightBitOptimizer(pl.Callback):
         if stage != "fit":
             return
         self._restore_module()  # a fit that was killed by an exception in another callback may have left its mark
-        _register(pl_module)
+        self._register(pl_module)
         self._wrap_configure_optimizers(pl_module)
 
     @override
@@ -74,13 +77,19 @@ class EightBitOptimizer(pl.Callback):
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         self._restore_module()
 
+    def _register(self, pl_module: "pl.LightningModule") -> None:
+        try:
+            GlobalOptimManager.get_instance().register_parameters(pl_module, self.embeddings_32bit)
+        except OverrideError as error:
+            raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
+
     def _wrap_configure_optimizers(self, pl_module: "pl.LightningModule") -> None:
         original = pl_module.configure_optimizers
         own_attribute = "configure_optimizers" in vars(pl_module)
 
         # The name matters: a module that is pickled (ddp_spawn) or copied finds its own method by it.
         def configure_optimizers(module: "pl.LightningModule") -> Any:
-            _register(module)
+            self._register(module)
             try:
                 trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
                 configured = original() if self.optimizer is None else self.optimizer(trainable)
@@ -114,10 +123,3 @@ class EightBitOptimizer(pl.Callback):
         if self._restore is not None:
             self._restore()
             self._restore = None
-
-
-def _register(pl_module: "pl.LightningModule") -> None:
-    try:
-        GlobalOptimManager.get_instance().register_parameters(pl_module)
-    except OverrideError as error:
-        raise MisconfigurationException(f"EightBitOptimizer: {error}") from error

@@ -12,7 +12,7 @@ def test_the_demo_prints_a_table_and_writes_a_picture(tmp_path):
     command = [sys.executable, "examples/lightning_gpt.py", "--steps", "20", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "validation loss" in done.stdout and "8-bit AdamW" in done.stdout
+    assert "val loss" in done.stdout and "8-bit AdamW" in done.stdout
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     fp32, eight = json.loads((tmp_path / "demo.json").read_text())["runs"]
     assert fp32["state bytes"] == 8 * fp32["parameters"]

@@ -40,7 +40,7 @@ def test_every_rule_has_an_example_that_runs(name):
 def test_the_readmes_snippets_run():
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     snippets = [snippet for snippet in snippets if "# Lightning: one callback" not in snippet]
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     namespace = {}
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), namespace)
@@ -50,6 +50,15 @@ def test_the_readmes_snippets_run():
     optimizer.step()
     assert "exp_avg" in optimizer.state[model.embed.weight]
     assert "exp_avg" in optimizer.state[model.head.linear.weight]
+
+
+def test_the_pages_snippets_run(tmp_path, monkeypatch):
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "overrides.md").read_text(), flags=re.DOTALL)
+    assert len(snippets) == 13
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    for snippet in snippets:
+        exec(compile(snippet, "overrides.md", "exec"), namespace)
 
 
 def test_the_readmes_numbers_are_the_committed_result():

@@ -63,20 +63,27 @@ def test_a_torch_optimizer_becomes_its_8_bit_twin():
     (optimizer,) = trainer.optimizers
     assert type(optimizer) is bnb.optim.AdamW
     assert optimizer.param_groups[0]["weight_decay"] == 0.05
-    assert bits(trainer, module.head.weight) == 8 and bits(trainer, module.embed.weight) == 8
-    assert bits(trainer, module.head.bias) == 32
+    assert bits(trainer, module.head.weight) == 8
+    assert bits(trainer, module.head.bias) == 32, "too small"
     assert optimizer.state[module.head.weight]["step"] == 4
 
 
-def test_a_class_decorator_keeps_the_embedding_at_32_bits():
-    @optim_overrides({"embed.weight": {"optim_bits": 32}})
+def test_embeddings_keep_32_bits_unless_the_callback_says_otherwise():
+    for embeddings_32bit, expected in ((True, 32), (False, 8), (True, 32)):
+        module = Model()
+        trainer = fit(module, EightBitOptimizer(embeddings_32bit=embeddings_32bit))
+        assert bits(trainer, module.embed.weight) == expected
+
+
+def test_a_class_decorator_keeps_the_head_at_32_bits():
+    @optim_overrides({"head.weight": {"optim_bits": 32}, "embed.weight": {"optim_bits": 8}})
     class Hinted(Model):
         pass
 
     module = Hinted()
     trainer = fit(module, EightBitOptimizer())
-    assert bits(trainer, module.embed.weight) == 32
-    assert bits(trainer, module.head.weight) == 8
+    assert bits(trainer, module.embed.weight) == 8
+    assert bits(trainer, module.head.weight) == 32
 
 
 def test_a_plain_class_attribute_of_a_submodule_does_the_same():
@@ -96,10 +103,11 @@ def test_parameters_are_registered_at_setup_while_on_the_cpu(manager):
 
     class Watch(pl.Callback):
         def setup(self, trainer, pl_module, stage):
-            seen.append((pl_module in manager._modules, {p.device.type for p in pl_module.parameters()}))
+            names = manager.parameter_names()
+            seen.append([(names[id(p)], p.device.type) for p in pl_module.parameters()])
 
     fit(Model(), EightBitOptimizer(), Watch())
-    assert seen == [(True, {"cpu"})]
+    assert seen == [[("embed.weight", "cpu"), ("head.weight", "cpu"), ("head.bias", "cpu")]]
 
 
 def test_a_factory_takes_precedence_over_the_module():

@@ -422,7 +422,7 @@ def test_errors_of_arguments(manager):
         manager.override_config("fc1", "lr", 1.0)
     with pytest.raises(TypeError, match="register_parameters: expected parameters, got 3"):
         manager.register_parameters(3)
-    with pytest.raises(TypeError, match=r"module must be an nn\.Module"):
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got Parameter"):
         manager.register_module_override(p, "weight", {"lr": 1.0})
     with pytest.raises(ValueError, match=r"Net has no parameter 'fc1.wieght', did you mean 'fc1.weight'\?"):
         manager.register_module_override(Net(), "fc1.wieght", {"lr": 1.0})

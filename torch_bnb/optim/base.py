@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from typing_extensions import override
 
 from torch_bnb import ops
@@ -18,9 +19,11 @@ from torch_bnb.checkpoint.load import restore
 from torch_bnb.optim import options
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.options import CommonOptions
-from torch_bnb.optim.slots import Slot, SlotTable
+from torch_bnb.optim.slots import Place, Slot, SlotTable, without_idle_defaults
 from torch_bnb.optim.state import State
-from torch_bnb.overrides import OverrideError, spec
+from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
+from torch_bnb.overrides.hints import Hint
+from torch_bnb.overrides.resolve import merge
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -79,6 +82,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         index = len(self.param_groups)
+        explicit_bits = "optim_bits" in param_group
         super().add_param_group(param_group)
         group = self.param_groups[index]
         what = f"{type(self).__name__}, group {index}"
@@ -95,6 +99,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             del self.param_groups[index]
             raise
         group.setdefault("base_lr", float(group["lr"]))
+        if explicit_bits:  # stronger than the default that embeddings keep 32 bits
+            group.setdefault("explicit_bits", True)
 
     def _update_slots(self) -> list[list[Slot]]:
         return self._slots.update(self.param_groups, self._checked_overrides)
@@ -108,6 +114,37 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         except ValueError as error:
             raise OverrideError(f"{what}: {error}") from None
         return checked
+
+    def configurations(self, hints: Mapping[int, list[Hint]] | None = None) -> list[Place]:
+        """Everything that holds for each parameter now, group by group.
+
+        Args:
+            hints: By ``id(parameter)``, hints to assume in place of those in force.
+        """
+        names = GlobalOptimManager.get_instance().parameter_names()
+        places = []
+        for g, (group, slots) in enumerate(zip(self.param_groups, self._update_slots(), strict=True)):
+            for i, slot in enumerate(slots):
+                if hints is not None:
+                    assumed = without_idle_defaults(hints[id(slot.parameter)], group)
+                    what = f"parameter {i} of group {g}"
+                    slot = Slot(slot.parameter, assumed, self._checked_overrides(merge(assumed), group, what))
+                own = group["param_names"][i] if "param_names" in group else names.get(id(slot.parameter))
+                config = slot.config(group)
+                places.append(
+                    Place(
+                        name=own or f"group {g}, parameter {i}",
+                        group=g,
+                        position=i,
+                        parameter=slot.parameter,
+                        hints=slot.hints,
+                        overrides=slot.overrides,
+                        config=config,
+                        states=self.active_states(config),
+                        bits=8 if storage.wants_8bit(config, slot.parameter) else 32,
+                    )
+                )
+        return places
 
     @override
     @torch.no_grad()
@@ -169,6 +206,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
 
     def _check_grad(self, parameter: Tensor, grad: Tensor, group: int, position: int) -> None:
         what = f"{type(self).__name__}: parameter {position} of group {group}, shape {tuple(parameter.shape)}"
+        if is_traceable_wrapper_subclass(parameter):
+            raise NotImplementedError(f"{what}: this version takes no {type(parameter.data).__name__}")
         if not ops.has_kernel(self.rule, parameter.device):
             raise NotImplementedError(f"{what}: torch_bnb was built without kernels for {parameter.device.type}")
         if grad.layout is not torch.strided:

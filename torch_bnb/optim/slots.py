@@ -65,19 +65,43 @@ class SlotTable:
     def _look_up(self, manager: GlobalOptimManager, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
         params = [groups[g]["params"][i] for g, i in places]
-        carried = {index: hint for index, (g, i) in enumerate(places) if (hint := self._given_on_parameter(g, i))}
+        carried = {index: self._given_on_parameter(g, i) for index, (g, i) in enumerate(places)}
         rows: list[list[Slot]] = [[] for _ in groups]
         shared: dict[tuple, dict[str, Any]] = {}
         for (g, i), parameter, hints in zip(places, params, manager.hints_for(params, carried), strict=True):
             what = f"override for parameter {i} of group {g}, shape {tuple(parameter.shape)}"
+            hints = without_idle_defaults(hints, groups[g])
             overrides = checked(merge(hints), groups[g], what)
             overrides = shared.setdefault(tuple(sorted(overrides.items())), overrides)
             rows[g].append(Slot(parameter, hints, overrides))
         return rows
 
-    def _given_on_parameter(self, g: int, i: int) -> Hint | None:
+    def _given_on_parameter(self, g: int, i: int) -> list[Hint]:
         hints = self.rows[g][i].hints if g < len(self.rows) and i < len(self.rows[g]) else []
-        return next((hint for hint in hints if hint.level is Level.PARAMETER), None)
+        return [hint for hint in hints if hint.level is Level.PARAMETER]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One parameter of an optimizer with everything that holds for it."""
+
+    name: str
+    group: int
+    position: int
+    parameter: Tensor
+    hints: list[Hint]
+    overrides: dict[str, Any]
+    config: Group
+    states: Mapping[str, bool]
+    """The states that the configuration needs, and whether each has a sign."""
+    bits: int
+    """Of each element of state, 8 or 32."""
+
+
+def without_idle_defaults(hints: list[Hint], group: Group) -> list[Hint]:
+    """Without the default for embeddings where the group's state is 32-bit anyway, or its own words are 8."""
+    idle = group["optim_bits"] == 32 or group.get("explicit_bits", False)
+    return [hint for hint in hints if not (idle and hint.level is Level.EMBEDDING)]
 
 
 def effective_lr(group: Group, overrides: Mapping[str, Any]) -> float:

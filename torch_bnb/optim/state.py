@@ -31,6 +31,11 @@ def wants_8bit(config: Mapping[str, Any], parameter: Tensor) -> bool:
     )
 
 
+def size(numel: int, bits: int) -> int:
+    """Bytes of one state of `numel` elements."""
+    return 4 * numel if bits == 32 else numel + 4 * codec.blocks(numel)
+
+
 def codes_key(name: str) -> str:
     """Where the codes of a state are kept."""
     return f"{name}_codes"

@@ -1,7 +1,8 @@
 """Overrides: what single parameters get instead of their group's options. Depends on torch alone."""
 
 from torch_bnb.overrides.declare import optim_overrides
+from torch_bnb.overrides.files import load_overrides
 from torch_bnb.overrides.manager import GlobalOptimManager
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec
 
-__all__ = ["GlobalOptimManager", "OverrideError", "OverrideSpec", "optim_overrides"]
+__all__ = ["GlobalOptimManager", "OverrideError", "OverrideSpec", "load_overrides", "optim_overrides"]

@@ -1,27 +1,35 @@
 """A hint, and where it lives: on the Parameter or the Module that it was given to.
 
-The manager refers to no tensor: a hint dies with its owner, a new tensor at a freed address never meets it, and no weak
-reference stands in the way of ``module.to()``, which refuses to swap a tensor that has one. Plain data only, so that
-owners pickle.
+Nothing here refers to a tensor: a hint dies with its owner, a new tensor at a freed address never meets it, and no weak
+reference stands in the way of ``module.to()``, which refuses to swap a tensor that has one.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
 from torch import Tensor, nn
 
-_ON_PARAMETER = "_torch_bnb_hint"
-_ON_MODULE = "_torch_bnb_hints"
+_ON_PARAMETER = "_torch_bnb_hints"
+_ON_MODULE = "_torch_bnb_notes"
+
+HISTORY = 16
+"""Hints of one level that are kept apart for one parameter or name."""
 
 
 class Level(IntEnum):
     """Who speaks, from the weakest to the strongest."""
 
-    MODULE = 0
-    PATTERN = 1
-    PARAMETER = 2
+    EMBEDDING = 0
+    """The default for embeddings of known modules."""
+    MODULE = 1
+    """A module, by its class or by `register_module_override`."""
+    PATTERN = 2
+    """Patterns over a model's names: the user of a plugin."""
+    PARAMETER = 3
+    """`override_config`."""
 
 
 @dataclass(frozen=True)
@@ -42,33 +50,100 @@ class Hint:
 class ModuleHint:
     """One wish for the parameters that `key` names below a module, whichever objects they are by then."""
 
-    key: str
+    key: str | type[nn.Module]
     config: Mapping[str, Any]
+    level: Level
     order: int
     source: str
     epoch: int
+    must_match: bool = True
+    """Whether it is an error if nothing bears the name."""
 
 
-def on_parameter(parameter: Tensor) -> Hint | None:
-    """The hint given on this very tensor."""
-    stored = getattr(parameter, _ON_PARAMETER, None)
-    return (
-        Hint(stored["config"], Level.PARAMETER, stored["rank"], "override_config", stored["epoch"]) if stored else None
-    )
+@dataclass
+class Notes:
+    """What a known module bears. Follows a deep copy of the module: the copy is then known too."""
+
+    owner: "weakref.ref[nn.Module]"
+    epoch: int
+    hints: list[ModuleHint] = field(default_factory=list)
+    embeddings_32bit: bool | None = None
+    """Whether its embeddings get 32-bit state unless something else was said; None: it was never registered."""
+
+    def add(self, hint: ModuleHint) -> None:
+        """Adds one, in place of one of the same order, and keeps what was said of the same name within bounds."""
+        same = [h for h in self.hints if (h.key, h.level) == (hint.key, hint.level) and h.order != hint.order]
+        others = [h for h in self.hints if (h.key, h.level) != (hint.key, hint.level)]
+        self.hints = others + melt(sorted([*same, hint], key=lambda h: h.order))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Notes | None":
+        owner = memo.get(id(self.owner()))
+        if owner is None:
+            return None
+        _known.add(owner)
+        return replace(self, owner=weakref.ref(owner), hints=list(self.hints))
+
+    def __reduce__(self) -> tuple:
+        """Pickles as plain data, so that whoever loads the module needs no torch_bnb."""
+        hints = [{**vars(hint), "level": int(hint.level)} for hint in self.hints]
+        return dict, ({"epoch": self.epoch, "hints": hints, "embeddings": self.embeddings_32bit},)
 
 
-def set_on_parameter(parameter: Tensor, config: Mapping[str, Any], order: int, epoch: int) -> None:
-    """Adds to what was said of this tensor before; of one key the later value holds."""
-    stored = getattr(parameter, _ON_PARAMETER, None)
-    earlier = stored["config"] if stored and stored["epoch"] >= epoch else {}
-    setattr(parameter, _ON_PARAMETER, {"config": {**earlier, **config}, "rank": (order,), "epoch": epoch})
+_known: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
-def on_module(module: nn.Module) -> list[ModuleHint]:
-    """The hints given on this very module."""
-    return [ModuleHint(**stored) for stored in module.__dict__.get(_ON_MODULE, ())]
+def melt(given: list[Any]) -> list[Any]:
+    """The same wishes in at most `HISTORY` hints: the oldest become one. For programs that override in a loop."""
+    while len(given) > HISTORY:
+        older, newer, *rest = given
+        given = [replace(newer, config={**older.config, **newer.config}), *rest]
+    return given
 
 
-def add_on_module(module: nn.Module, hint: ModuleHint) -> None:
-    """Appends one."""
-    module.__dict__.setdefault(_ON_MODULE, []).append({**vars(hint), "config": dict(hint.config)})
+def on_parameter(parameter: Tensor) -> list[Hint]:
+    """The hints given on this very tensor, in the order of writing."""
+    return [Hint(level=Level.PARAMETER, **stored) for stored in getattr(parameter, _ON_PARAMETER, ())]
+
+
+def add_on_parameter(parameter: Tensor, config: Mapping[str, Any], order: int, epoch: int) -> None:
+    """Adds one. Plain data, so that the tensor pickles as before."""
+    hint = Hint(dict(config), Level.PARAMETER, (order,), "override_config", epoch)
+    kept = melt([h for h in on_parameter(parameter) if h.epoch >= epoch] + [hint])
+    setattr(parameter, _ON_PARAMETER, [{k: v for k, v in vars(h).items() if k != "level"} for h in kept])
+
+
+def notes(module: nn.Module) -> Notes | None:
+    """What this very module bears."""
+    found = vars(module).get(_ON_MODULE)
+    if isinstance(found, dict):  # unpickled
+        hints = [ModuleHint(**{**hint, "level": Level(hint["level"])}) for hint in found["hints"]]
+        found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), found["epoch"], hints, found["embeddings"])
+    return found
+
+
+def note(module: nn.Module, epoch: int) -> Notes:
+    """Makes a module known and returns its notes; those of an earlier epoch are gone."""
+    found = notes(module)
+    if found is None or found.epoch < epoch:
+        found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), epoch)
+    _known.add(module)
+    return found
+
+
+def noted_modules(epoch: int) -> list[nn.Module]:
+    """The modules that bear notes."""
+    return [module for module in _known if (found := notes(module)) is not None and found.epoch >= epoch]
+
+
+def known_modules(epoch: int) -> Iterator[nn.Module]:
+    """The modules that bear notes and all modules below them, each once."""
+    yield from {id(module): module for root in noted_modules(epoch) for module in root.modules()}.values()
+
+
+def owners(modules: Iterable[nn.Module]) -> dict[int, list[nn.Module]]:
+    """By ``id(parameter)``: the modules that hold it as their own attribute."""
+    found: dict[int, list[nn.Module]] = {}
+    for module in modules:
+        for parameter in module._parameters.values():
+            found.setdefault(id(parameter), []).append(module)
+    return found

@@ -1,7 +1,6 @@
 """The process-wide manager through which users say what single parameters should get."""
 
 import threading
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +8,9 @@ from torch import Tensor, nn
 
 from torch_bnb.overrides import hints
 from torch_bnb.overrides.declare import declared
-from torch_bnb.overrides.hints import Hint, ModuleHint
-from torch_bnb.overrides.resolve import find, hints_through
+from torch_bnb.overrides.explain import Explanation, explain
+from torch_bnb.overrides.hints import Hint, Level, ModuleHint
+from torch_bnb.overrides.resolve import Key, find, hints_through, names
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 
@@ -20,7 +20,10 @@ class GlobalOptimManager:
     There is one per process; `get_instance` returns it. A hint is kept on the Parameter or Module that it was given to,
     so it dies with it and reaches no other; the manager keeps nothing alive. An optimizer applies hints when it is
     built and again at the next step after any was written: a changed ``optim_bits`` then converts the live state,
-    nothing is reset.
+    nothing is reset. All methods may be called from any thread.
+
+    Precedence, weakest first: constructor default, parameter group, 32-bit embeddings, hints of outer modules, hints of
+    inner modules, patterns, `override_config`; within one level the later one wins.
 
     Example:
         >>> import torch, torch_bnb as bnb
@@ -29,11 +32,15 @@ class GlobalOptimManager:
         >>> manager.register_parameters(model.parameters())
         >>> optimizer = bnb.optim.Adam(model.parameters(), lr=0.001, optim_bits=8)
         >>> manager.override_config(model[0].weight, "optim_bits", 32)
-        >>> manager.override_config([model[0].bias, model[1].bias], key_value_dict={"lr": 1e-4, "betas": (0.9, 0.98)})
+        >>> biases = [model[0].bias, model[1].bias]
+        >>> manager.override_config(biases, key_value_dict={"lr": 1e-4, "betas": (0.9, 0.98)})
     """
 
     _instance: "GlobalOptimManager | None" = None
     _lock = threading.RLock()
+
+    version: int
+    """Grows with every hint and registration: an optimizer that has seen it need not look again."""
 
     def __init__(self) -> None:
         raise RuntimeError("GlobalOptimManager is a singleton: call GlobalOptimManager.get_instance()")
@@ -46,38 +53,40 @@ class GlobalOptimManager:
                 cls._instance = super().__new__(cls)
                 cls._instance.version = 0
                 cls._instance._epoch = 0
-                cls._instance._modules = weakref.WeakSet()
         return cls._instance
-
-    version: int
-    """Grows with every hint and registration: an optimizer that has seen it need not look again."""
 
     def initialize(self) -> None:
         """Forgets everything: hints on parameters and modules, and which modules are known. Class declarations stay."""
         with self._lock:
             self._epoch += 1
-            self._modules.clear()
             self.version += 1
 
-    def register_parameters(self, params: nn.Module | Tensor | Iterable[Any]) -> None:
+    def register_parameters(
+        self, params: nn.Module | Tensor | Iterable[Any], embeddings_32bit: bool | None = None
+    ) -> None:
         """Makes parameters known, usually while the model is still on the CPU.
 
         Args:
             params: A module, whose classes' ``optim_overrides`` then apply; or parameters, ``(name, parameter)`` pairs
                 or parameter groups, which are checked. Registering again is harmless, so is an empty list.
+            embeddings_32bit: For a module: ``nn.Embedding`` weights below it keep 32-bit state unless a hint or their
+                group says otherwise. True at a first registration, unchanged at later ones.
 
         Raises:
             TypeError: Something else was given.
             OverrideError: A module declares an unknown option or an impossible value.
         """
-        if isinstance(params, nn.Module):
-            for module in params.modules():
-                declared(module)
-            with self._lock:
-                self._modules.add(params)
-                self.version += 1
-        else:
+        if not isinstance(params, nn.Module):
             _flatten(params, "register_parameters")
+            return
+        for module in params.modules():
+            declared(module)
+        with self._lock:
+            notes = hints.note(params, self._epoch)
+            if embeddings_32bit is not None or notes.embeddings_32bit is None:
+                notes.embeddings_32bit = embeddings_32bit is not False
+            self._bind_to_modules(params.modules())
+            self.version += 1
 
     def override_config(
         self,
@@ -87,6 +96,8 @@ class GlobalOptimManager:
         key_value_dict: OverrideSpec | None = None,
     ) -> None:
         """Sets options for one parameter or for several: the strongest kind of hint.
+
+        Where a known module holds the parameter, the hint also holds for whatever takes its place there.
 
         Args:
             parameters: A parameter, or a list of them. Each keeps a copy of its own.
@@ -104,52 +115,163 @@ class GlobalOptimManager:
         targets = _flatten(parameters, "override_config")
         with self._lock:
             self.version += 1
+            owners = hints.owners(hints.known_modules(self._epoch))
             for parameter in targets:
-                hints.set_on_parameter(parameter, config, self.version, self._epoch)
+                hints.add_on_parameter(parameter, config, self.version, self._epoch)
+                self._bind_to_modules(owners.get(id(parameter), ()))
 
-    def register_module_override(self, module: nn.Module, param_name: str, config: OverrideSpec) -> None:
+    def register_module_override(self, module: nn.Module, param_name: Key, config: OverrideSpec) -> None:
         """Sets options for parameters of a module by name, whichever Parameter objects bear it when the optimizer
         steps.
 
         Args:
             module: Where to look; ``self`` in a module's ``__init__``.
             param_name: The module's own attribute (``"weight"``), else a dotted path (``"head.weight"``), else the last
-                name of any number of parameters below it.
+                name of any number of parameters below it. Also a glob, ``"re:..."`` or a module type.
             config: The options.
 
         Raises:
             OverrideError: No parameter has that name, an unknown option, or an impossible value.
             TypeError: `module` is no ``nn.Module``.
         """
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"register_module_override: module must be an nn.Module, got {module!r}")
-        checked = validate(config)
-        try:
-            find(module, param_name)
-        except LookupError as error:
-            raise OverrideError(f"register_module_override: {error}") from None
-        with self._lock:
-            self.version += 1
-            source = f"register_module_override({type(module).__name__}, {param_name!r})"
-            hints.add_on_module(module, ModuleHint(param_name, checked, self.version, source, self._epoch))
-            self._modules.add(module)
+        source = f"register_module_override({type(module).__name__}, {_spell(param_name)})"
+        self._add(module, {param_name: config}, Level.MODULE, lambda _: source, "register_module_override", strict=True)
 
-    def hints_for(self, params: Sequence[Tensor], carried: Mapping[int, Hint]) -> list[list[Hint]]:
+    def override_named(
+        self,
+        model: nn.Module,
+        patterns: Mapping[Key, OverrideSpec],
+        strict: bool = True,
+        source: str = "override_named",
+    ) -> None:
+        """Sets options for parameters of a model by patterns over their names. Stronger than what modules say.
+
+        Args:
+            model: The names' root.
+            patterns: From a name, a glob (``"*.embed*.weight"``), ``"re:..."`` or a module type to options. All that
+                match apply; of one option the later pattern's value holds.
+            strict: A pattern that fits no parameter is an error: here if the model has parameters, and whenever an
+                optimizer is built or its hints change. Else a warning then.
+            source: How `explain` names these hints.
+
+        Raises:
+            OverrideError: A pattern fits no parameter, an unknown option, or an impossible value.
+            TypeError: `model` is no ``nn.Module``.
+
+        Example:
+            >>> import torch, torch_bnb as bnb
+            >>> model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(9, 4), "norm": torch.nn.LayerNorm(4)})
+            >>> manager = bnb.optim.GlobalOptimManager.get_instance()
+            >>> hints = {"embed.*": {"optim_bits": 32}, torch.nn.LayerNorm: {"weight_decay": 0.0}}
+            >>> manager.override_named(model, hints)
+        """
+        self._add(model, patterns, Level.PATTERN, lambda key: f"{source}({_spell(key)})", "override_named", strict)
+
+    def explain(self, model_or_optimizer: Any) -> Explanation:
+        """Who gets what, and which hint said so: a table to print, rows to read, ``.to_dict()`` for programs.
+
+        Args:
+            model_or_optimizer: An optimizer of torch_bnb; or a module, whose rows show hints only.
+
+        Raises:
+            TypeError: Neither.
+            OverrideError: A hint fits no parameter, or the optimizer's rule cannot honour it.
+        """
+        return explain(model_or_optimizer, self)
+
+    def hints_for(
+        self, params: Sequence[Tensor], carried: Mapping[int, Sequence[Hint]] | None = None
+    ) -> list[list[Hint]]:
         """Every hint in force, for each of an optimizer's parameters.
 
         Args:
             params: The parameters.
-            carried: By index, the hint of a Parameter object that a framework has since replaced at this place.
+            carried: By index, hints given on a Parameter object that a framework has since replaced at this place.
         """
         with self._lock:
-            through_modules = hints_through(list(self._modules), params, self._epoch)
-            found = []
+            through_modules = hints_through(params, self._epoch)
+            result = []
             for index, parameter in enumerate(params):
-                own = hints.on_parameter(parameter) or carried.get(index)
-                found.append(
-                    through_modules.get(id(parameter), []) + ([own] if own and own.epoch >= self._epoch else [])
+                found = list(through_modules.get(id(parameter), ()))
+                own = hints.on_parameter(parameter) or (carried or {}).get(index, ())
+                found += [hint for hint in own if hint.epoch >= self._epoch and hint not in found]
+                result.append(found)
+            return result
+
+    def named_hints(
+        self, model: nn.Module, patterns: Mapping[Key, OverrideSpec] | None = None
+    ) -> list[tuple[str, Tensor, list[Hint]]]:
+        """(name, parameter, hints) for every parameter of a model; a tied one once, under its first name.
+
+        Args:
+            model: Any module, known or not.
+            patterns: More hints, as for `override_named`, for this answer only.
+
+        Raises:
+            OverrideError: A hint or pattern fits no parameter, or says something impossible.
+        """
+        first: dict[int, tuple[str, Tensor]] = {}
+        for name, parameter in names(model):
+            first.setdefault(id(parameter), (name, parameter))
+        given: dict[int, list[Hint]] = {}
+        for order, (key, config) in enumerate((patterns or {}).items()):
+            try:
+                hint = Hint(
+                    validate(config), Level.PATTERN, (self.version + order,), f"pattern {_spell(key)}", self._epoch
                 )
+                for parameter in {id(p): p for _, p in find(model, key)}.values():
+                    given.setdefault(id(parameter), []).append(hint)
+            except (OverrideError, LookupError) as error:
+                raise OverrideError(f"pattern {_spell(key)}: {error}") from None
+        found = self.hints_for([parameter for _, parameter in first.values()])
+        return [
+            (name, parameter, [*hints, *given.get(id(parameter), ())])
+            for (name, parameter), hints in zip(first.values(), found, strict=True)
+        ]
+
+    def parameter_names(self) -> dict[int, str]:
+        """By ``id(parameter)``: its name in the largest known module that holds it."""
+        with self._lock:
+            found: dict[int, str] = {}
+            for named in sorted(map(names, hints.noted_modules(self._epoch)), key=len, reverse=True):
+                for name, parameter in named:
+                    found.setdefault(id(parameter), name)
             return found
+
+    def _add(
+        self, module: Any, given: Mapping[Key, OverrideSpec], level: Level, source: Any, caller: str, strict: bool
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{caller}: expected an nn.Module, got {type(module).__name__}")
+        if not isinstance(given, Mapping):
+            raise OverrideError(f"{caller}: expected a dict of names and options, got {given!r}")
+        checked = {}
+        for key, config in given.items():
+            try:
+                checked[key] = validate(config)
+                if strict and (level is Level.MODULE or any(True for _ in module.parameters())):
+                    find(module, key)
+            except (OverrideError, LookupError) as error:
+                raise OverrideError(f"{source(key)}: {error}") from None
+        with self._lock:
+            for key, config in checked.items():
+                self.version += 1
+                hint = ModuleHint(key, config, level, self.version, source(key), self._epoch, strict)
+                hints.note(module, self._epoch).add(hint)
+
+    def _bind_to_modules(self, modules: Iterable[nn.Module]) -> None:
+        """Lets hints given on Parameter objects hold for the places in these modules that the objects are in."""
+        for module in modules:
+            for attribute, parameter in module._parameters.items():
+                for hint in hints.on_parameter(parameter) if parameter is not None else ():
+                    if hint.epoch >= self._epoch:
+                        order, source = hint.rank[0], hint.source
+                        bound = ModuleHint(attribute, hint.config, Level.PARAMETER, order, source, hint.epoch)
+                        hints.note(module, self._epoch).add(bound)
+
+
+def _spell(key: Key) -> str:
+    return key.__name__ if isinstance(key, type) else repr(key)
 
 
 def _flatten(params: Any, caller: str) -> list[Tensor]:

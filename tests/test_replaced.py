@@ -1,0 +1,215 @@
+"""Hints that outlive the Parameter object they were given for."""
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+
+import pytest
+import torch
+from processes import run
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+import torch_bnb as bnb
+from torch_bnb.optim import AdamW, GlobalOptimManager
+
+
+@bnb.optim_overrides({"first.bias": {"lr": 0.1}})
+class Net(nn.Module):
+    """Hints of every kind: declared above, by module and by pattern; the test adds one on the Parameter."""
+
+    def __init__(self):
+        super().__init__()
+        manager = GlobalOptimManager.get_instance()
+        self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        manager.register_module_override(self.second, "weight", {"lr": 0.2})
+        manager.register_module_override(self, "second.bias", {"lr": 0.3})
+        manager.override_named(self, {"third.w*": {"lr": 0.4}})
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x)))
+
+
+EXPECTED = {"first.weight": 0.5, "first.bias": 0.1, "second.weight": 0.2, "second.bias": 0.3, "third.weight": 0.4}
+EXPECTED["third.bias"] = 0.01
+
+
+def known_net():
+    net = Net()
+    manager = GlobalOptimManager.get_instance()
+    manager.register_parameters(net)
+    manager.override_config(net.first.weight, "lr", 0.5)
+    return net
+
+
+def rates(model, optimizer=None):
+    """By name, the rate in force, of an optimizer built now or of an older one."""
+    optimizer = optimizer or AdamW(model.parameters(), lr=0.01)
+    return {row.name: row.lr for row in GlobalOptimManager.get_instance().explain(optimizer)}
+
+
+def to_empty(model):
+    return model.to("meta").to_empty(device="cpu")
+
+
+def assign(model):
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    return model
+
+
+def swapping_to(model):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return model.to(torch.float64)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def overwriting_to(model):
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        return model.to(torch.float64)
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+REPLACE = [copy.deepcopy, to_empty, assign, swapping_to, overwriting_to]
+
+
+@pytest.mark.parametrize("replace", REPLACE, ids=lambda f: f.__name__)
+def test_hints_hold_for_the_parameters_that_take_the_places(replace):
+    net = known_net()
+    assert rates(net) == EXPECTED
+    # swapping_to keeps the objects, exchanges all that is in them, attributes included, and wants no other references.
+    before = [] if replace is swapping_to else list(net.parameters())
+    replaced = replace(net)
+    assert not any(old is new for old in before for new in replaced.parameters())
+    assert rates(replaced) == EXPECTED
+    GlobalOptimManager.get_instance().override_config(replaced.first.weight, "lr", 0.6)
+    assert rates(replaced)["first.weight"] == 0.6
+
+
+def test_a_copy_is_on_its_own():
+    net = known_net()
+    other = copy.deepcopy(net)
+    manager = GlobalOptimManager.get_instance()
+    manager.override_config(other.first.weight, "lr", 0.6)
+    manager.register_module_override(other.second, "weight", {"lr": 0.7})
+    assert rates(net) == EXPECTED
+    watched = weakref.ref(other)
+    del other
+    gc.collect()
+    assert watched() is None
+
+
+def test_a_layer_copied_many_times_takes_its_hint_along():
+    layer = nn.TransformerEncoderLayer(16, 2, 32)
+    GlobalOptimManager.get_instance().register_module_override(layer, "linear1.weight", {"lr": 0.5})
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    rows = GlobalOptimManager.get_instance().explain(AdamW(encoder.named_parameters(), lr=0.01))
+    assert {row.name for row in rows if row.lr == 0.5} == {f"layers.{i}.linear1.weight" for i in range(3)}
+
+
+def test_a_module_pickles_as_plain_data_and_knows_its_hints_when_registered_again():
+    net = known_net()
+    stored = pickle.dumps(net)
+    assert b"torch_bnb." not in stored, "no class of ours, so that it loads where torch_bnb is not installed"
+    loaded = pickle.loads(stored)
+    GlobalOptimManager.get_instance().register_parameters(loaded)
+    assert rates(loaded) == EXPECTED
+
+
+def test_parameters_with_hints_load_with_weights_only():
+    net = known_net()
+    file = io.BytesIO()
+    torch.save([net.first.weight, net.state_dict(keep_vars=True)], file)
+    file.seek(0)
+    weight, _ = torch.load(file, weights_only=True)
+    assert torch.equal(weight, net.first.weight)
+
+
+def test_a_framework_that_swaps_the_groups_parameters_keeps_every_hint():
+    net = known_net()
+    unknown = nn.Linear(4, 4)
+    GlobalOptimManager.get_instance().override_config(unknown.weight, "lr", 0.9)
+    optimizer = AdamW([*net.parameters(), unknown.weight], lr=0.01)
+    assign(net)
+    optimizer.param_groups[0]["params"] = [*net.parameters(), nn.Parameter(torch.zeros(4, 4))]
+    assert rates(net, optimizer) == {**EXPECTED, "group 0, parameter 6": 0.9}
+
+
+def test_parametrized_parameters_keep_their_names():
+    net = known_net()
+    torch.nn.utils.parametrizations.weight_norm(net.second)
+    torch.nn.utils.parametrize.register_parametrization(net.third, "weight", nn.Identity())
+    found = rates(net)
+    assert found["third.weight"] == 0.4 and found["second.weight"] == 0.2
+    assert len([p for p in net.parameters()]) == 7
+
+
+def test_compiled_submodules_keep_their_names():
+    net = known_net()
+    net.second, net.third = torch.compile(net.second), torch.compile(net.third)
+    assert rates(net) == EXPECTED
+    assert rates(torch.compile(net)) == EXPECTED
+
+
+def sharded(rank, when):
+    net = known_net() if when != "hints last" else None
+    if when == "optimizer first":  # as Accelerate does: the groups get the sharded parameters afterwards
+        optimizer = AdamW(net.parameters(), lr=0.01)
+        fully_shard(net)
+        optimizer.param_groups[0]["params"] = list(net.parameters())
+    else:
+        if when == "hints last":
+            net = Net()
+            GlobalOptimManager.get_instance().register_parameters(net)
+            fully_shard(net)
+            GlobalOptimManager.get_instance().override_config(net.first.weight, "lr", 0.5)
+        else:
+            fully_shard(net)
+        net.to(torch.bfloat16)
+        net.to(torch.float32)
+        optimizer = AdamW(net.parameters(), lr=0.01)
+    assert all(isinstance(p, DTensor) for p in net.parameters())
+    net.to(torch.float64)  # torch refuses this where a parameter has a weak reference
+    assert next(net.parameters()).dtype == torch.float64
+    return rates(net, optimizer)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("when", ["hints first", "hints last", "optimizer first"])
+def test_hints_hold_after_fully_shard(when, tmp_path):
+    assert run(sharded, 2, tmp_path, when) == [EXPECTED, EXPECTED]
+
+
+def sharded_from_meta(rank):
+    with torch.device("meta"):
+        net = known_net()
+    fully_shard(net)
+    net.to_empty(device="cpu")
+    return rates(net)
+
+
+@pytest.mark.distributed
+def test_hints_hold_from_meta_to_sharded_to_real(tmp_path):
+    assert run(sharded_from_meta, 2, tmp_path) == [EXPECTED, EXPECTED]
+
+
+def step_on_shards(rank):
+    net = known_net()
+    fully_shard(net)
+    net(torch.randn(4, 8)).sum().backward()
+    try:
+        AdamW(net.parameters()).step()
+    except NotImplementedError as error:
+        return str(error)
+
+
+@pytest.mark.distributed
+def test_a_step_on_shards_says_that_it_is_not_there_yet(tmp_path):
+    for message in run(step_on_shards, 2, tmp_path):
+        assert "parameter 0 of group 0" in message and "this version takes no DTensor" in message

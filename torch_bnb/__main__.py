@@ -1,0 +1,64 @@
+"""``python -m torch_bnb plan package.module:factory``: what a model's training takes in memory."""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from torch_bnb import load_overrides, optim, plan
+from torch_bnb.optim import GlobalOptimManager
+
+
+def make_model(spec: str, device: str) -> nn.Module:
+    """Calls the factory that ``package.module:name`` names.
+
+    Raises:
+        ValueError: The spec has another form, names nothing, or the factory makes no module.
+    """
+    module_name, _, factory_name = spec.partition(":")
+    if not (module_name and factory_name):
+        raise ValueError(f"{spec!r}: expected package.module:factory")
+    sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{spec!r}: {error}") from error
+    with torch.device(device):
+        model = factory()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{spec!r} made a {type(model).__name__}, expected an nn.Module")
+    return model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m torch_bnb", description="8-bit optimizers for PyTorch.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    command = commands.add_parser("plan", help="bytes of parameters, gradients and optimizer state, before training")
+    command.add_argument("model", metavar="SPEC", help="package.module:factory, called without arguments")
+    command.add_argument("--overrides", metavar="FILE", help="hints from a YAML or JSON file")
+    rules = [name for name in optim.rules.__all__]
+    command.add_argument("--optimizer", default="AdamW", choices=rules, help="default AdamW")
+    command.add_argument("--optim-bits", type=int, default=8, choices=(8, 32), help="default 8")
+    command.add_argument(
+        "--device", default="meta", help="where the model is made; default meta, which takes no memory"
+    )
+    command.add_argument("--no-embeddings-32bit", action="store_true", help="embeddings get --optim-bits like the rest")
+    command.add_argument("--json", action="store_true", help="the same as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        overrides = load_overrides(options.overrides) if options.overrides else None
+        model = make_model(options.model, options.device)
+        GlobalOptimManager.get_instance().register_parameters(model, not options.no_embeddings_32bit)
+        memory = plan(model, getattr(optim, options.optimizer), options.optim_bits, overrides)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        parser.exit(2, f"{parser.prog} plan: {error}\n")
+    print(json.dumps(memory.to_dict(), indent=2) if options.json else memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What training takes in memory: planned from a model on any device, or measured on an optimizer."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_bnb.optim import AdamW
+from torch_bnb.optim import state as storage
+from torch_bnb.optim.base import BlockwiseOptimizer
+from torch_bnb.optim.slots import Place
+from torch_bnb.overrides import GlobalOptimManager, OverrideSpec
+from torch_bnb.overrides.hints import Level
+from torch_bnb.overrides.resolve import Key
+from torch_bnb.tables import render
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes for one parameter, or in total."""
+
+    parameter: int
+    gradient: int
+    state: int
+    """Of the optimizer, in the configuration at hand."""
+    state_32bit: int
+    """The same with all state in 32 bits."""
+    state_8bit: int
+    """The same with all state in 8 bits, as far as `min_8bit_size` allows."""
+
+
+@dataclass(frozen=True)
+class Row(Bytes):
+    """One parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    bits: int | None
+    """Of its state; None for a frozen parameter."""
+    default_embedding: bool
+    """Kept at 32 bits because it is an embedding and nothing else was said."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Rows, one per parameter, their total, and a table of it as text."""
+
+    rows: tuple[Row, ...]
+    title: str
+
+    @property
+    def total(self) -> Bytes:
+        """Sums over the rows."""
+        return Bytes(**{f.name: sum(getattr(row, f.name) for row in self.rows) for f in fields(Bytes)})
+
+    @property
+    def embedding_bytes(self) -> int:
+        """What the default of 32-bit embeddings costs."""
+        return sum(row.state - row.state_8bit for row in self.rows if row.default_embedding)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts and numbers."""
+        rows = [asdict(row) for row in self.rows]
+        return {"rows": rows, "total": asdict(self.total), "embedding_bytes": self.embedding_bytes}
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+def plan(
+    model: nn.Module,
+    optimizer: type[BlockwiseOptimizer] = AdamW,
+    optim_bits: int = 8,
+    overrides: Mapping[Key, OverrideSpec] | None = None,
+    **options: Any,
+) -> Memory:
+    """Bytes of parameters, gradients and optimizer state, before anything is allocated.
+
+    Args:
+        model: On any device, ``meta`` included. Hints about its parameters count as they would for an optimizer built
+            now: those that its classes declare, and 32-bit embeddings, once it has been registered.
+        optimizer: A class of ``torch_bnb.optim``.
+        optim_bits: Bits per element of state, 8 or 32.
+        overrides: Patterns over its names to options, as in `GlobalOptimManager.override_named`, for this plan only.
+        **options: Further options of the optimizer that bear on memory, ``momentum`` or ``min_8bit_size``.
+
+    Returns:
+        A row for every parameter, frozen ones without gradient and state.
+
+    Example:
+        >>> import torch, torch_bnb as bnb
+        >>> with torch.device("meta"):
+        ...     model = torch.nn.Linear(4096, 4096, bias=False)
+        >>> memory = bnb.plan(model)
+        >>> memory.total.state_32bit, memory.total.state
+        (134217728, 34078720)
+    """
+    found = GlobalOptimManager.get_instance().named_hints(model, overrides)
+    trainable = [(name, parameter) for name, parameter, _ in found if parameter.requires_grad]
+    places: dict[int, Place] = {}
+    if trainable:
+        built = optimizer(trainable, optim_bits=optim_bits, **options)
+        hints = {id(parameter): hints for _, parameter, hints in found}
+        places = {id(place.parameter): place for place in built.configurations(hints)}
+    rows = []
+    for name, parameter, _ in found:
+        if place := places.get(id(parameter)):
+            state = len(place.states) * storage.size(parameter.numel(), place.bits)
+            rows.append(_row(place, _size(parameter), state))
+        else:
+            rows.append(Row(_size(parameter), 0, 0, 0, 0, name, tuple(parameter.shape), None, False))
+    return Memory(tuple(rows), f"{type(model).__name__}, planned for {optimizer.__name__}")
+
+
+def report(optimizer: torch.optim.Optimizer) -> Memory:
+    """Bytes measured: what an optimizer's parameters, their gradients and its state take now.
+
+    Args:
+        optimizer: Any ``torch.optim.Optimizer``. Where it is not one of torch_bnb, the columns for 32 and 8 bits repeat
+            what was measured.
+
+    Returns:
+        A row for every parameter of its groups.
+    """
+    rows = []
+    if isinstance(optimizer, BlockwiseOptimizer):
+        for place in optimizer.configurations():
+            gradient = 0 if place.parameter.grad is None else _size(place.parameter.grad)
+            measured = _size_of_state(optimizer.state.get(place.parameter, {}))
+            rows.append(_row(place, gradient, measured))
+    else:
+        for g, group in enumerate(optimizer.param_groups):
+            for i, parameter in enumerate(group["params"]):
+                gradient = 0 if parameter.grad is None else _size(parameter.grad)
+                state = _size_of_state(optimizer.state.get(parameter, {}))
+                name = f"group {g}, parameter {i}"
+                rows.append(
+                    Row(_size(parameter), gradient, state, state, state, name, tuple(parameter.shape), None, False)
+                )
+    return Memory(tuple(rows), f"{type(optimizer).__name__}, measured")
+
+
+def _row(place: Place, gradient: int, state: int) -> Row:
+    in_8bit = storage.wants_8bit({**place.config, "optim_bits": 8}, place.parameter)
+    said = [hint for hint in place.hints if "optim_bits" in hint.config]
+    return Row(
+        parameter=_size(place.parameter),
+        gradient=gradient,
+        state=state,
+        state_32bit=len(place.states) * storage.size(place.parameter.numel(), 32),
+        state_8bit=len(place.states) * storage.size(place.parameter.numel(), 8 if in_8bit else 32),
+        name=place.name,
+        shape=tuple(place.parameter.shape),
+        bits=place.bits,
+        default_embedding=in_8bit and bool(said) and all(hint.level is Level.EMBEDDING for hint in said),
+    )
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _size_of_state(state: Mapping[str, Any]) -> int:
+    """A step count, even in a tensor, is no memory that anyone plans."""
+    tensors: Iterable[Tensor] = (value for value in state.values() if isinstance(value, Tensor))
+    return sum(_size(tensor) for tensor in tensors if tensor.dim() > 0)
+
+
+def _readable(size: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{size} B"
+
+
+def _table(memory: Memory) -> str:
+    header = ("parameter", "shape", "bits", "parameters", "gradients", "state", "32-bit", "8-bit")
+    total = memory.total
+    cells = [
+        (row.name, "x".join(map(str, row.shape)) or "1", str(row.bits or ""), *_columns(row)) for row in memory.rows
+    ]
+    cells.append(("total", "", "", *_columns(total)))
+    notes = [
+        f"With parameters and gradients: {_readable(total.parameter + total.gradient + total.state)}, "
+        f"against {_readable(total.parameter + total.gradient + total.state_32bit)} with all state in 32 bits."
+    ]
+    if memory.embedding_bytes:
+        cost = _readable(memory.embedding_bytes)
+        notes.append(f"Embeddings keep 32-bit state, which costs {cost} (embeddings_32bit=False turns it off).")
+    return "\n".join([render(header, cells, left=("parameter",), title=memory.title), *notes])
+
+
+def _columns(b: Bytes) -> tuple[str, ...]:
+    return tuple(map(_readable, (b.parameter, b.gradient, b.state, b.state_32bit, b.state_8bit)))

@@ -1,0 +1,73 @@
+"""Parameter groups in which overrides are explicit: for engines that see groups and not parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from torch_bnb.overrides import GlobalOptimManager, OverrideError, OverrideSpec
+from torch_bnb.overrides.resolve import Key, merge
+
+
+def param_groups(
+    model: nn.Module,
+    overrides: Mapping[Key, OverrideSpec] | None = None,
+    weight_decay: float | None = None,
+    lr: float | None = None,
+    embeddings_32bit: bool = True,
+) -> list[dict[str, Any]]:
+    """The trainable parameters of a model, in one group per set of options, with their names.
+
+    An optimizer applies overrides by parameter and leaves groups alone; use this where a framework flattens parameters
+    group by group (DeepSpeed), or where groups are wanted.
+
+    Args:
+        model: Becomes known to the `GlobalOptimManager`; all hints about its parameters count, those of its classes
+            too.
+        overrides: Patterns over its names to options, as in `GlobalOptimManager.override_named`, for these groups only.
+        weight_decay: For parameters with two dimensions or more; biases and norms get 0. None leaves it to the
+            optimizer.
+        lr: The main rate. Needed where a hint says ``lr_scale``.
+        embeddings_32bit: ``nn.Embedding`` weights keep 32-bit state unless a hint says otherwise.
+
+    Returns:
+        Groups as ``torch.optim`` takes them: ``params`` holds (name, parameter) pairs. The largest set of options, the
+        plain one, comes first; a tied parameter comes once.
+
+    Raises:
+        OverrideError: A pattern fits no parameter, an option is unknown or impossible, or cannot be a group's.
+
+    Example:
+        >>> import torch, torch_bnb as bnb
+        >>> model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(100, 64), "head": torch.nn.Linear(64, 100)})
+        >>> groups = bnb.param_groups(model, overrides={"head.*": {"lr": 1e-4}}, weight_decay=0.1)
+        >>> [([name for name, _ in g.pop("params")], g) for g in groups]  # doctest: +NORMALIZE_WHITESPACE
+        [(['embed.weight'], {'weight_decay': 0.1, 'optim_bits': 32}),
+         (['head.weight'], {'weight_decay': 0.1, 'lr': 0.0001}),
+         (['head.bias'], {'weight_decay': 0.0, 'lr': 0.0001})]
+    """
+    manager = GlobalOptimManager.get_instance()
+    manager.register_parameters(model, embeddings_32bit)
+    groups: dict[tuple, dict[str, Any]] = {}
+    for name, parameter, hints in manager.named_hints(model, overrides):
+        if not (parameter.requires_grad and parameter.is_floating_point()):
+            continue
+        options = {} if weight_decay is None else {"weight_decay": weight_decay if parameter.dim() > 1 else 0.0}
+        options |= _as_group(merge(hints), lr, name)
+        key = tuple(sorted(options.items()))
+        groups.setdefault(key, {"params": [], **options})["params"].append((name, parameter))
+    return sorted(groups.values(), key=lambda group: len(group))
+
+
+def _as_group(config: dict[str, Any], lr: float | None, name: str) -> dict[str, Any]:
+    config = dict(config)
+    if not config.pop("lr_follows_schedule", True):
+        raise OverrideError(
+            f"{name}: lr_follows_schedule=False cannot be said of a group, whose rate the schedule sets"
+        )
+    scale = config.pop("lr_scale", None)
+    if scale is not None:
+        if (base := config.get("lr", lr)) is None:
+            raise OverrideError(f"{name}: lr_scale={scale} needs the rate that it scales: param_groups(..., lr=...)")
+        config["lr"] = base * scale
+    return config

@@ -1,0 +1,116 @@
+"""Who gets what, and which hint said so: the answer of `GlobalOptimManager.explain`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from torch_bnb.overrides.hints import Hint
+from torch_bnb.overrides.resolve import by_strength, merge
+from torch_bnb.tables import render
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One hint about one option."""
+
+    option: str
+    value: Any
+    source: str
+    won: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    bits: int | None
+    """Of its state: 8 or 32. None where no optimizer was asked."""
+    lr: float | None
+    """The effective learning rate now. None where no optimizer was asked."""
+    overrides: dict[str, Any]
+    """Every overridden option and the value that holds."""
+    hints: tuple[Voice, ...]
+    """Every hint about every option, the strongest first."""
+
+    @property
+    def winners(self) -> dict[str, str]:
+        """By option, the source of the hint that holds."""
+        return {voice.option: voice.source for voice in self.hints if voice.won}
+
+    @property
+    def losers(self) -> dict[str, list[str]]:
+        """By option, the sources of the hints that do not hold, the strongest first."""
+        lost: dict[str, list[str]] = {}
+        for voice in self.hints:
+            if not voice.won:
+                lost.setdefault(voice.option, []).append(voice.source)
+        return lost
+
+
+@dataclass(frozen=True)
+class Explanation(Sequence[Row]):
+    """Rows, one per parameter, that print as a table."""
+
+    rows: tuple[Row, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A row by position, or by a parameter's name."""
+        if isinstance(index, str):
+            for row in self.rows:
+                if row.name == index:
+                    return row
+            raise KeyError(f"no parameter {index!r}; there are {', '.join(row.name for row in self.rows[:8])}")
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Plain lists, dicts and numbers, one dict per row."""
+        return [{**asdict(row), "winners": row.winners, "losers": row.losers} for row in self.rows]
+
+    def __str__(self) -> str:
+        header = ("parameter", "shape", "bits", "lr", "overrides", "lost")
+        return render(header, [_cells(row) for row in self.rows], left=("parameter", "overrides", "lost"))
+
+    __repr__ = __str__
+
+
+def explain(model_or_optimizer: Any, manager: Any) -> Explanation:
+    """Rows for a module's parameters, or for an optimizer's."""
+    if isinstance(model_or_optimizer, nn.Module):
+        found = manager.named_hints(model_or_optimizer)
+        return Explanation(tuple(_row(name, p, None, None, merge(hints), hints) for name, p, hints in found))
+    if not hasattr(model_or_optimizer, "configurations"):
+        raise TypeError(f"explain: expected an nn.Module or an optimizer of torch_bnb, got {model_or_optimizer!r}")
+    places = model_or_optimizer.configurations()
+    return Explanation(tuple(_row(p.name, p.parameter, p.bits, p.config["lr"], p.overrides, p.hints) for p in places))
+
+
+def _row(name: str, parameter: Any, bits: int | None, lr: Any, overrides: dict[str, Any], hints: Sequence[Hint]) -> Row:
+    voices: list[Voice] = []
+    for hint in reversed(by_strength(hints)):
+        for option, value in hint.config.items():
+            won = not any(voice.option == option for voice in voices)
+            voices.append(Voice(option, value, hint.source, won))
+    return Row(name, tuple(parameter.shape), bits, None if lr is None else float(lr), dict(overrides), tuple(voices))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    won = [f"{voice.option}={voice.value} by {voice.source}" for voice in row.hints if voice.won]
+    lost = [f"{voice.option}={voice.value} by {voice.source}" for voice in row.hints if not voice.won]
+    return (
+        row.name,
+        "x".join(map(str, row.shape)) or "1",
+        "" if row.bits is None else str(row.bits),
+        "" if row.lr is None else f"{row.lr:.3g}",
+        "\n".join(won),
+        "\n".join(lost),
+    )

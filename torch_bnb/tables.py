@@ -1,0 +1,48 @@
+"""Tables as text: drawn by rich where it is installed, aligned columns otherwise. Knows nothing of what they show."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+
+def render(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str], title: str = "") -> str:
+    """A table.
+
+    Args:
+        header: The columns' names.
+        rows: Cells; a cell may have several lines.
+        left: The columns that are aligned to the left.
+        title: A line above it.
+    """
+    if importlib.util.find_spec("rich"):
+        return _rich(header, rows, left, title)
+    widths = [max(len(line) for row in [header, *rows] for line in row[i].split("\n")) for i in range(len(header))]
+    lines = [title] if title else []
+    for row in [header, *rows]:
+        columns = [cell.split("\n") for cell in row]
+        for i in range(max(map(len, columns))):
+            texts = [column[i] if i < len(column) else "" for column in columns]
+            aligned = [
+                text.ljust(width) if name in left else text.rjust(width)
+                for text, width, name in zip(texts, widths, header, strict=True)
+            ]
+            lines.append("  ".join(aligned).rstrip())
+    return "\n".join(lines)
+
+
+def _rich(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str], title: str) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in header:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=column not in left)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # A terminal's own width, else room for everything: text that goes to a file or a notebook is not cut.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().split("\n")).strip("\n")
