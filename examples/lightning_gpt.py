@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+import torch_bnb as bnb
 from lightning_bnb import EightBitOptimizer, optim_overrides
 
 NAMES = {"fp32": "torch AdamW", "8bit": "8-bit AdamW"}
@@ -75,8 +76,7 @@ class Recorder(pl.Callback):
         self.losses.append(float(outputs["loss"]))
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        tensors = (t for state in trainer.optimizers[0].state.values() for t in state.values() if torch.is_tensor(t))
-        self.state_bytes = sum(t.numel() * t.element_size() for t in tensors if t.dim() > 0)
+        self.state_bytes = bnb.report(trainer.optimizers[0]).total.state
 
 
 def train(kind: str, seed: int, steps: int, text: Tensor) -> dict:
