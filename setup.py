@@ -69,6 +69,8 @@ def extension() -> "cpp_extension.Extension":
     if not (home and cuda_sources):
         return cpp_extension.CppExtension(sources=sources("*.cpp"), **options)
     cpp_extension.CUDA_HOME = home
+    if not torch.cuda.is_available():  # else torch builds for the GPU at hand
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0;10.0+PTX")
     module = cpp_extension.CUDAExtension(sources=sources("*.cpp") + cuda_sources, **options)
     if torch.version.cuda is None:  # a CPU wheel lacks torch's CUDA libraries, and the stable ABI needs none of them
         module.libraries = [lib for lib in module.libraries if lib not in ("torch_cuda", "c10_cuda")]
