@@ -18,7 +18,18 @@ struct Slot {
   DType param_dtype, grad_dtype;
   std::int64_t numel;                              // > 0
   std::int64_t first_block;                        // blocks of all slots before this one
+  const float* grad_scale;                         // one more factor for this gradient, or null
+  std::uint64_t key;                               // of this parameter at this step, for stochastic rounding
   std::array<State, AllRules::kMaxStates> states;  // as many as the rule has
+};
+
+// What holds for every parameter of a call, whatever its rule.
+struct Options {
+  float grad_scale;         // gradients are multiplied by it as they are read: -1 maximises
+  float max_unorm;          // longest update, as a multiple of the parameter's norm; 0: any
+  bool skip_zeros;          // elements with zero gradient stay as they are, states included
+  bool stochastic_states;   // rounding of 8-bit states
+  bool stochastic_weights;  // rounding of bfloat16 and float16 parameters
 };
 
 // The parameters of one call, updated with the same scalars.
@@ -27,7 +38,7 @@ struct Batch {
   std::int64_t count;
   std::int64_t blocks;   // of all slots together
   const float* scalars;  // of the rule, in the order of its kScalars
-  float grad_scale;      // gradients are multiplied by it as they are read: -1 maximises
+  Options options;
 };
 
 // A float32 tensor and its 8-bit form.

@@ -101,6 +101,8 @@ constexpr std::array<float, 256> make_values() {
 template <Sign S>
 inline constexpr auto kValues = make_values<S>();  // code -> number, sorted
 template <Sign S>
+inline constexpr auto kMagnitudes = make_magnitudes<S>();
+template <Sign S>
 inline constexpr auto kThresholds = make_thresholds<S>();
 
 template <Sign S>
@@ -111,13 +113,12 @@ BNB_HD float decode(std::uint8_t code) {
   return kValues<S>[code];
 }
 
-// The nearest code of x in [-1, 1] (unsigned: [0, 1]). NaN gives an arbitrary code; the block's absmax carries the NaN.
-// No branch and one table look-up, so that a loop over it vectorises: comparisons find the decade, a line gives the
-// magnitude's index or one less (the quarter absorbs all rounding), one exact threshold decides between the two.
+// Index of the magnitude nearest to a in [0, 1], ties towards zero. NaN gives an arbitrary one; the block's absmax
+// carries the NaN. No branch and one table look-up, so that a loop over it vectorises: comparisons find the decade, a
+// line gives the index or one less (the quarter absorbs all rounding), one exact threshold decides between the two.
 template <Sign S>
-BNB_HD std::uint8_t encode(float x) {
+BNB_HD int nearest_magnitude(float a) {
   using M = Magnitudes<S>;
-  const float a = __builtin_fabsf(x);
   float n = M::kFirst;  // magnitudes in the decade of a
   float slope = static_cast<float>(M::kFirst / 0.9e-6);
   for (int e = 1; e < kDecades; ++e) {
@@ -128,9 +129,32 @@ BNB_HD std::uint8_t encode(float x) {
   const float line = a * slope + n * static_cast<float>(8.0 / 9.0) - (M::kShift + 0.25f);
   const float last = n + n - (M::kShift + 0.5f);
   const int below = static_cast<int>(line < last ? line : last);  // the comparison turns NaN into `last`
-  const int m = below + (a > kThresholds<S>[below + 1] ? 1 : 0);
-  if (S == Sign::kUnsigned) return static_cast<std::uint8_t>(m);
-  return static_cast<std::uint8_t>(127 + (x < 0 ? -(m < 127 ? m : 127) : m));
+  return below + (a > kThresholds<S>[below + 1] ? 1 : 0);
+}
+
+template <Sign S>
+BNB_HD std::uint8_t code_of(int magnitude, bool negative) {
+  if (S == Sign::kUnsigned) return static_cast<std::uint8_t>(magnitude);
+  return static_cast<std::uint8_t>(127 + (negative ? -(magnitude < 127 ? magnitude : 127) : magnitude));
+}
+
+// The nearest code of x in [-1, 1] (unsigned: [0, 1]).
+template <Sign S>
+BNB_HD std::uint8_t encode(float x) {
+  return code_of<S>(nearest_magnitude<S>(__builtin_fabsf(x)), x < 0);
+}
+
+// One of the two codes around x, the upper one with the probability of x's place between them: x is the mean. `uniform`
+// is in [0, 1). A number that has a code gets it.
+template <Sign S>
+BNB_HD std::uint8_t encode_stochastic(float x, float uniform) {
+  constexpr int kLast = Magnitudes<S>::kTop - 1;
+  const float a = __builtin_fabsf(x);
+  const int nearest = nearest_magnitude<S>(a);
+  const int below = nearest - (a < kMagnitudes<S>[nearest] ? 1 : 0);
+  const int low = below < kLast ? below : kLast;
+  const float gap = kMagnitudes<S>[low + 1] - kMagnitudes<S>[low];
+  return code_of<S>(low + (uniform * gap < a - kMagnitudes<S>[low] ? 1 : 0), x < 0);
 }
 
 }  // namespace BNB_ISA

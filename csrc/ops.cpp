@@ -48,23 +48,31 @@ State make_state(std::string_view op, const Tensor& state, const Tensor* absmax,
   check_layout(op, "a state", state, numel, like);
   if (state.scalar_type() != ScalarType::Byte) {
     check_dtype(op, "a state", state, ScalarType::Float);
-    return {static_cast<float*>(state.mutable_data_ptr()), nullptr, nullptr};
+    return {static_cast<float*>(state.mutable_data_ptr())};
   }
   STD_TORCH_CHECK(absmax != nullptr, op, ": a uint8 state needs its absmax");
-  check_layout(op, "absmax", *absmax, blocks_of(numel, kBlock), like);
+  const bool whole = absmax->numel() == 1 && numel > kBlock;
+  check_layout(op, "absmax", *absmax, whole ? 1 : blocks_of(numel, kBlock), like);
   check_dtype(op, "absmax", *absmax, ScalarType::Float);
   return {nullptr, static_cast<std::uint8_t*>(state.mutable_data_ptr()),
-          static_cast<float*>(absmax->mutable_data_ptr())};
+          static_cast<float*>(absmax->mutable_data_ptr()), whole};
 }
 
 std::vector<Slot> make_slots(std::string_view op, const TensorList& params, const TensorList& grads,
-                             const TensorList& states, const TensorList& absmax, int states_per_param) {
+                             const TensorList& states, const TensorList& absmax, int states_per_param,
+                             const std::optional<Tensor>& grad_scales, const std::vector<std::int64_t>& keys) {
   const std::size_t n = params.size();
   STD_TORCH_CHECK(grads.size() == n, op, ": expected ", n, " gradients, got ", grads.size());
   STD_TORCH_CHECK(states.size() == n * states_per_param, op, ": expected ", n * states_per_param, " states, got ",
                   states.size());
   STD_TORCH_CHECK(absmax.empty() || absmax.size() == states.size(), op,
                   ": absmax must be empty or have one tensor per state");
+  STD_TORCH_CHECK(keys.empty() || keys.size() == n, op, ": keys must be empty or have one number per parameter");
+  if (grad_scales) {
+    check_layout(op, "grad_scales", *grad_scales, static_cast<std::int64_t>(n), params[0]);
+    check_dtype(op, "grad_scales", *grad_scales, ScalarType::Float);
+  }
+  const float* const scales = grad_scales ? static_cast<const float*>(grad_scales->const_data_ptr()) : nullptr;
   std::vector<Slot> slots;
   slots.reserve(n);
   std::int64_t blocks = 0;
@@ -78,6 +86,8 @@ std::vector<Slot> make_slots(std::string_view op, const TensorList& params, cons
               float_dtype(op, "a gradient", grads[i]),
               numel,
               blocks,
+              scales == nullptr ? nullptr : scales + i,
+              keys.empty() ? 0 : static_cast<std::uint64_t>(keys[i]),
               {}};
     for (int k = 0; k < states_per_param; ++k)
       slot.states[k] =
@@ -88,10 +98,10 @@ std::vector<Slot> make_slots(std::string_view op, const TensorList& params, cons
   return slots;
 }
 
-Batch make_batch(const std::vector<Slot>& slots, const float* scalars, float grad_scale) {
+Batch make_batch(const std::vector<Slot>& slots, const float* scalars, const Options& options) {
   const Slot& last = slots.back();
   return {slots.data(), static_cast<std::int64_t>(slots.size()), last.first_block + blocks_of(last.numel, kBlock),
-          scalars, grad_scale};
+          scalars, options};
 }
 
 Quantized make_quantized(std::string_view op, const Tensor& values, const Tensor& codes, const Tensor& absmax,

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,16 +21,19 @@ using Launch = void (*)(int rule, const Batch&);  // rule: its index in AllRules
 // The tensors of a call, checked: `op` names it in errors. Nothing is written before every check has passed.
 // states and absmax are rule-state-major: state k of parameter i is at k * params.size() + i.
 std::vector<Slot> make_slots(std::string_view op, const TensorList& params, const TensorList& grads,
-                             const TensorList& states, const TensorList& absmax, int states_per_param);
-Batch make_batch(const std::vector<Slot>& slots, const float* scalars, float grad_scale);
+                             const TensorList& states, const TensorList& absmax, int states_per_param,
+                             const std::optional<Tensor>& grad_scales, const std::vector<std::int64_t>& keys);
+Batch make_batch(const std::vector<Slot>& slots, const float* scalars, const Options& options);
 
-// "adamw(Tensor(a!)[] params, ..., float lr, ..., float grad_scale) -> ()"
+// "adamw(Tensor(a!)[] params, ..., float lr, ..., Tensor? grad_scales=None, ...) -> ()"
 template <class Rule>
 std::string schema() {
   std::string text =
       std::string(Rule::kName) + "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *";
   for (const Name scalar : Rule::kScalars) text += std::string(", float ") + scalar;
-  return text + ", float grad_scale=1.0) -> ()";
+  return text +
+         ", Tensor? grad_scales=None, int[] keys=[], float grad_scale=1.0, float max_unorm=0.0, bool skip_zeros=False, "
+         "bool stochastic_states=False, bool stochastic_weights=False) -> ()";
 }
 
 // One kernel in the dispatcher's boxed form. It takes ownership of every argument before it checks any.
@@ -42,10 +46,14 @@ void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
              absmax = to<TensorList>(stack[3]);
   float scalars[count];
   for (std::size_t i = 0; i < count; ++i) scalars[i] = static_cast<float>(to<double>(stack[4 + i]));
-  const auto grad_scale = static_cast<float>(to<double>(stack[4 + count]));
+  StableIValue* const common = stack + 4 + count;
+  const auto grad_scales = to<std::optional<Tensor>>(common[0]);
+  const auto keys = to<std::vector<std::int64_t>>(common[1]);
+  const Options options{static_cast<float>(to<double>(common[2])), static_cast<float>(to<double>(common[3])),
+                        to<bool>(common[4]), to<bool>(common[5]), to<bool>(common[6])};
   if constexpr (launch != nullptr) {
-    const auto slots = make_slots(Rule::kName, params, grads, states, absmax, Rule::kStates.size());
-    if (!slots.empty()) launch(index, make_batch(slots, scalars, grad_scale));
+    const auto slots = make_slots(Rule::kName, params, grads, states, absmax, Rule::kStates.size(), grad_scales, keys);
+    if (!slots.empty()) launch(index, make_batch(slots, scalars, options));
   }
 }
 

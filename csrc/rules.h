@@ -5,6 +5,9 @@
 //
 // To add a rule: a struct below, its name in AllRules. Its Python half is torch_bnb/optim/rules.py, its proof
 // tests/cases.py.
+// A layer-wise rule also has `measured`, a number per element whose norm over the tensor it needs, and `with_norms`,
+// which returns the rule for a tensor with that norm and that of the parameter.
+//
 //   kName     op and docs name
 //   kScalars  the op's floats, in field order; numbers that depend on the step (bias corrections) come from Python
 //   doubles kStates   one code map per state, in the order of `direction`'s state arguments
@@ -23,6 +26,7 @@ using Name = const char*;
 
 BNB_HD float sign(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }  // NaN stays NaN
 BNB_HD float lerp(float from, float to, float weight) { return from + weight * (to - from); }
+BNB_HD float positive(float x) { return x < 0 ? 0.0f : x; }  // NaN stays NaN
 BNB_HD float square_root(float x) { return __builtin_sqrtf(x); }
 
 // The common part of Adam and AdamW: moves both moments, returns the bias-corrected ratio.
@@ -91,13 +95,109 @@ struct Lion {
   }
 };
 
+// RMSprop, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf, centred as in arXiv 1308.0850, in
+// torch's form. Not centred: grad_avg_weight is 0, so that grad_avg stays 0.
+struct RMSprop {
+  static constexpr Name kName = "rmsprop";
+  static constexpr std::array kScalars{"lr",  "alpha",        "one_minus_alpha", "grad_avg_weight",
+                                       "eps", "weight_decay", "momentum"};
+  static constexpr std::array kStates{Sign::kUnsigned, Sign::kSigned, Sign::kSigned};
+  float lr, alpha, one_minus_alpha, grad_avg_weight, eps, weight_decay, momentum;
+  BNB_HD float direction(float p, float g, float& square_avg, float& buffer, float& grad_avg) const {
+    g = g + weight_decay * p;
+    square_avg = alpha * square_avg + one_minus_alpha * g * g;
+    grad_avg = lerp(grad_avg, g, grad_avg_weight);
+    // Rounded to 8 bits, the mean of squares can fall below the square of the mean.
+    buffer = momentum * buffer + g / (square_root(positive(square_avg - grad_avg * grad_avg)) + eps);
+    return buffer;
+  }
+};
+
+// Adagrad, https://jmlr.org/papers/v12/duchi11a.html; lr comes with its decay.
+struct Adagrad {
+  static constexpr Name kName = "adagrad";
+  static constexpr std::array kScalars{"lr", "eps", "weight_decay"};
+  static constexpr std::array kStates{Sign::kUnsigned};
+  float lr, eps, weight_decay;
+  BNB_HD float direction(float p, float g, float& sum) const {
+    g = g + weight_decay * p;
+    sum = sum + g * g;
+    return g / (square_root(sum) + eps);
+  }
+};
+
+// AdEMAMix, https://arxiv.org/abs/2409.03137: AdamW with a second, slow first moment; alpha and beta3 come scheduled.
+struct AdEMAMix {
+  static constexpr Name kName = "ademamix";
+  static constexpr std::array kScalars{"lr",
+                                       "one_minus_beta1",
+                                       "beta2",
+                                       "one_minus_beta2",
+                                       "one_minus_beta3",
+                                       "alpha",
+                                       "eps",
+                                       "weight_decay",
+                                       "bias_correction1",
+                                       "bias_correction2_sqrt"};
+  static constexpr std::array kStates{Sign::kSigned, Sign::kSigned, Sign::kUnsigned};
+  float lr, one_minus_beta1, beta2, one_minus_beta2, one_minus_beta3, alpha, eps, weight_decay, bias_correction1,
+      bias_correction2_sqrt;
+  BNB_HD float direction(float p, float g, float& fast, float& slow, float& v) const {
+    fast = lerp(fast, g, one_minus_beta1);
+    slow = lerp(slow, g, one_minus_beta3);
+    v = beta2 * v + one_minus_beta2 * g * g;
+    return (fast / bias_correction1 + alpha * slow) / (square_root(v) / bias_correction2_sqrt + eps) + weight_decay * p;
+  }
+};
+
+// LAMB, https://arxiv.org/abs/1904.00962: AdamW whose step is as long as the parameter, times lr.
+struct LAMB {
+  static constexpr Name kName = "lamb";
+  static constexpr std::array kScalars = Adam::kScalars;
+  static constexpr std::array kStates = Adam::kStates;
+  float lr, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, bias_correction1, bias_correction2_sqrt;
+  BNB_HD float direction(float p, float g, float& m, float& v) const {
+    return weight_decay * p +
+           adam_ratio(g, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, bias_correction1, bias_correction2_sqrt);
+  }
+  BNB_HD float measured(float p, float g, float m, float v) const { return direction(p, g, m, v); }
+  BNB_HD LAMB with_norms(float param_norm, float direction_norm) const {
+    LAMB rule = *this;
+    if (param_norm > 0 && direction_norm > 0) rule.lr = lr * (param_norm / direction_norm);
+    return rule;
+  }
+};
+
+// LARS, https://arxiv.org/abs/1708.03888: SGD whose gradient is as long as the parameter, times trust_coefficient. The
+// buffer holds no learning rate, as in SGD.
+struct LARS {
+  static constexpr Name kName = "lars";
+  static constexpr std::array kScalars{"lr", "weight_decay", "momentum", "nesterov_momentum", "trust_coefficient",
+                                       "eps"};
+  static constexpr std::array kStates{Sign::kSigned};
+  float lr, weight_decay, momentum, nesterov_momentum, trust_coefficient, eps;
+  BNB_HD float direction(float p, float g, float& buffer) const {
+    g = trust_coefficient * (g + weight_decay * p);
+    buffer = momentum * buffer + g;
+    return nesterov_momentum > 0 ? g + nesterov_momentum * buffer : buffer;
+  }
+  BNB_HD float measured(float, float g, float) const { return g; }
+  BNB_HD LARS with_norms(float param_norm, float grad_norm) const {
+    LARS rule = *this;
+    const bool has_ratio = param_norm > 0 && grad_norm > 0;
+    const float ratio = has_ratio ? param_norm / (grad_norm + weight_decay * param_norm + eps) : 1.0f;
+    rule.trust_coefficient = has_ratio ? trust_coefficient * ratio : 1.0f;
+    return rule;
+  }
+};
+
 template <class... Rules>
 struct RuleList {
   static constexpr std::size_t kCount = sizeof...(Rules);
   static constexpr std::size_t kMaxStates = std::max({Rules::kStates.size()...});
 };
 
-using AllRules = RuleList<Adam, AdamW, SGD, Lion>;
+using AllRules = RuleList<Adam, AdamW, SGD, Lion, RMSprop, Adagrad, AdEMAMix, LAMB, LARS>;
 
 // A rule from its scalars, in the order of kScalars.
 template <class Rule, std::size_t... I>

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "codec.h"
+#include "random.h"
 
 namespace bnb {
 
@@ -13,7 +14,15 @@ namespace bnb {
 struct State {
   float* values = nullptr;
   std::uint8_t* codes = nullptr;  // one per element
-  float* absmax = nullptr;        // one per block of kBlock elements
+  float* absmax = nullptr;        // one per block of kBlock elements, or one for the whole tensor
+  bool whole = false;
+};
+
+// How numbers that lie between two representable ones are rounded: to the nearest, or at random, by a parameter's key
+// for this step.
+struct Rounding {
+  bool stochastic = false;
+  std::uint64_t key = 0;
 };
 
 inline namespace BNB_ISA {
@@ -26,9 +35,9 @@ BNB_HD std::int32_t magnitude_bits(float x) {
   return bits & 0x7fffffff;
 }
 
-BNB_HD float block_absmax(const float* x, int n) {
+BNB_HD float block_absmax(const float* x, std::int64_t n) {
   std::int32_t most = 0;
-  for (int i = 0; i < n; ++i) {
+  for (std::int64_t i = 0; i < n; ++i) {
     const std::int32_t bits = magnitude_bits(x[i]);
     most = bits > most ? bits : most;
   }
@@ -38,39 +47,49 @@ BNB_HD float block_absmax(const float* x, int n) {
 }
 
 template <Sign S>
-BNB_HD void decode_block(const std::uint8_t* codes, float absmax, int n, float* x) {
-  for (int i = 0; i < n; ++i) x[i] = decode<S>(codes[i]) * absmax;
+BNB_HD void decode_block(const std::uint8_t* codes, float absmax, std::int64_t n, float* x) {
+  for (std::int64_t i = 0; i < n; ++i) x[i] = decode<S>(codes[i]) * absmax;
 }
 
-// Writes n codes and returns the block's absmax.
+// Elements [begin, begin + n) of a tensor into codes, divided by `absmax`, at least the largest magnitude among them.
 template <Sign S>
-BNB_HD float encode_block(const float* x, int n, std::uint8_t* codes) {
-  const float absmax = block_absmax(x, n);
+BNB_HD void encode_block(const float* x, std::int64_t begin, std::int64_t n, float absmax, Rounding rounding,
+                         std::uint32_t stream, std::uint8_t* codes) {
   // The reciprocal of a subnormal absmax overflows: lift such a block by an exact power of two first. All-zero:
   // anything finite.
   const float lift = absmax < 0x1p-100f ? 0x1p100f : 1.0f;
   const float reciprocal = absmax == 0 ? 0.0f : 1.0f / (absmax * lift);
-  for (int i = 0; i < n; ++i) codes[i] = encode<S>(x[i] * lift * reciprocal);
-  return absmax;
+  if (rounding.stochastic) {
+    for (std::int64_t i = 0; i < n; ++i)
+      codes[i] = encode_stochastic<S>(x[i] * lift * reciprocal, uniform(random_bits(rounding.key, stream, begin + i)));
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) codes[i] = encode<S>(x[i] * lift * reciprocal);
+  }
 }
 
 // Elements [begin, begin + n) of a state, which are block `block` of it.
 template <Sign S>
 BNB_HD void load_state(const State& state, std::int64_t block, std::int64_t begin, int n, float* x) {
   if (state.codes)
-    decode_block<S>(state.codes + begin, state.absmax[block], n, x);
+    decode_block<S>(state.codes + begin, state.absmax[state.whole ? 0 : block], n, x);
   else if (state.values)
     std::memcpy(x, state.values + begin, sizeof(float) * n);
   else
     std::memset(x, 0, sizeof(float) * n);
 }
 
+// The same back. `whole_absmax`: of the new state, for a state with one absmax; the driver stores it when all blocks
+// are done.
 template <Sign S>
-BNB_HD void store_state(const State& state, std::int64_t block, std::int64_t begin, int n, const float* x) {
-  if (state.codes)
-    state.absmax[block] = encode_block<S>(x, n, state.codes + begin);
-  else if (state.values)
+BNB_HD void store_state(const State& state, std::int64_t block, std::int64_t begin, int n, const float* x,
+                        float whole_absmax, Rounding rounding, std::uint32_t stream) {
+  if (state.codes) {
+    const float absmax = state.whole ? whole_absmax : block_absmax(x, n);
+    encode_block<S>(x, begin, n, absmax, rounding, stream, state.codes + begin);
+    if (!state.whole) state.absmax[block] = absmax;
+  } else if (state.values) {
     std::memcpy(state.values + begin, x, sizeof(float) * n);
+  }
 }
 
 }  // namespace BNB_ISA

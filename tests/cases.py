@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import reference
 import torch
-from reference import Lion as ReferenceLion
 
 import torch_bnb as bnb
 
@@ -44,10 +44,58 @@ CASES = {
     ),
     "lion": Case(
         bnb.optim.Lion,
-        ReferenceLion,
+        reference.Lion,
         ({}, {"weight_decay": 0.1}, {"betas": (0.8, 0.9)}, {"maximize": True}),
         lr=1e-3,
         tracks_within=0.25,  # near zero the code decides a sign, and Lion's update is nothing but signs
+    ),
+    "rmsprop": Case(
+        bnb.optim.RMSprop,
+        torch.optim.RMSprop,
+        (
+            {},
+            {"momentum": 0.9},
+            {"centered": True, "weight_decay": 0.1},
+            {"alpha": 0.9, "eps": 1e-4, "momentum": 0.5, "centered": True, "maximize": True},
+        ),
+        lr=1e-3,
+    ),
+    "adagrad": Case(
+        bnb.optim.Adagrad,
+        torch.optim.Adagrad,
+        (
+            {},
+            {"lr_decay": 0.1, "weight_decay": 0.1},
+            {"initial_accumulator_value": 0.5, "eps": 1e-3},
+            {"maximize": True},
+        ),
+    ),
+    "ademamix": Case(
+        bnb.optim.AdEMAMix,
+        reference.AdEMAMix,
+        (
+            {},
+            {"weight_decay": 0.1, "alpha": 2.0},
+            {"t_alpha": 10, "t_beta3": 15, "betas": (0.8, 0.9, 0.999)},
+            {"maximize": True, "eps": 1e-4},
+        ),
+        lr=1e-3,
+    ),
+    "lamb": Case(
+        bnb.optim.LAMB,
+        reference.LAMB,
+        ({}, {"weight_decay": 0.1}, {"betas": (0.8, 0.95), "eps": 1e-3}, {"maximize": True}),
+    ),
+    "lars": Case(
+        bnb.optim.LARS,
+        reference.LARS,
+        (
+            {},
+            {"momentum": 0.5, "weight_decay": 0.1},
+            {"trust_coefficient": 0.1, "eps": 0.1, "nesterov": True},
+            {"momentum": 0.0, "maximize": True},
+        ),
+        lr=1.0,
     ),
 }
 

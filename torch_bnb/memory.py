@@ -107,7 +107,7 @@ def plan(
     rows = []
     for name, parameter, _ in found:
         if place := places.get(id(parameter)):
-            state = len(place.states) * storage.size(parameter.numel(), place.bits)
+            state = len(place.states) * storage.size(parameter.numel(), place.bits, place.config["block_wise"])
             rows.append(_row(place, _size(parameter), state))
         else:
             rows.append(Row(_size(parameter), 0, 0, 0, 0, name, tuple(parameter.shape), None, False))
@@ -150,7 +150,8 @@ def _row(place: Place, gradient: int, state: int) -> Row:
         gradient=gradient,
         state=state,
         state_32bit=len(place.states) * storage.size(place.parameter.numel(), 32),
-        state_8bit=len(place.states) * storage.size(place.parameter.numel(), 8 if in_8bit else 32),
+        state_8bit=len(place.states)
+        * storage.size(place.parameter.numel(), 8 if in_8bit else 32, place.config["block_wise"]),
         name=place.name,
         shape=tuple(place.parameter.shape),
         bits=place.bits,

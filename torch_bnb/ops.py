@@ -24,7 +24,14 @@ def update(
     states: Sequence[Tensor],
     absmax: Sequence[Tensor],
     scalars: Mapping[str, float],
+    *,
     grad_scale: float = 1.0,
+    grad_scales: Tensor | None = None,
+    max_unorm: float = 0.0,
+    skip_zeros: bool = False,
+    stochastic_states: bool = False,
+    stochastic_weights: bool = False,
+    keys: Sequence[int] = (),
 ) -> None:
     """One step of `rule` for every parameter, in one parallel region: ``param -= lr * direction``.
 
@@ -34,15 +41,30 @@ def update(
         grads: n tensors of the same shapes, each in any of those dtypes.
         states: n tensors per state of the rule, state by state. float32 values or uint8 codes of the parameter's shape,
             updated in place; an empty tensor stands for a state that the configuration does without.
-        absmax: One float32 tensor per entry of `states` with one number per block of 256 elements (empty where the
-            state is float32), or an empty list when no state is uint8.
+        absmax: One float32 tensor per entry of `states` with one number per block of 256 elements or a single one for
+            the whole tensor (empty where the state is float32), or an empty list when no state is uint8.
         scalars: The rule's floats by name.
         grad_scale: Gradients are multiplied by it as they are read; -1 maximises.
+        grad_scales: float32 tensor with one more factor for each gradient.
+        max_unorm: Longest update before the learning rate, as a multiple of its parameter's norm; 0 is off.
+        skip_zeros: Elements with zero gradient stay as they are, their state included.
+        stochastic_states: Round 8-bit states stochastically.
+        stochastic_weights: Round bfloat16 and float16 parameters stochastically.
+        keys: One number per parameter, other at every step, from which stochastic rounding draws.
 
     Raises:
         RuntimeError: A tensor has the wrong dtype, layout, size or device. Nothing has been written then.
     """
-    getattr(torch.ops.torch_bnb, rule)(params, grads, states, absmax, **scalars, grad_scale=grad_scale)
+    options = {
+        "grad_scale": grad_scale,
+        "grad_scales": grad_scales,
+        "max_unorm": max_unorm,
+        "skip_zeros": skip_zeros,
+        "stochastic_states": stochastic_states,
+        "stochastic_weights": stochastic_weights,
+        "keys": keys,
+    }
+    getattr(torch.ops.torch_bnb, rule)(params, grads, states, absmax, **scalars, **options)
 
 
 def quantize_blockwise(values: Tensor, codes: Tensor, absmax: Tensor, signed: bool, blocksize: int) -> None:

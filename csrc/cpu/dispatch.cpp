@@ -2,8 +2,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "../ops.h"
 #include "kernels.h"
@@ -46,10 +48,56 @@ const Kernels& kernels() {
   return *set;
 }
 
+bool has_whole_state(const Batch& batch) {
+  return std::any_of(batch.slots, batch.slots + batch.count, [](const Slot& slot) {
+    return std::any_of(slot.states.begin(), slot.states.end(), [](const State& state) { return state.whole; });
+  });
+}
+
+float larger(float a, float b) { return std::isnan(a) || a >= b ? a : b; }  // a NaN wins
+
+// Measures every parameter, by blocks in parallel and then in a fixed order, so that threads do not change a bit.
+std::vector<Layer> measure(const Batch& batch, Measurement measurement, const Layer* before) {
+  std::vector<Measure> measures(batch.blocks);
+  torch::stable::parallel_for(0, batch.blocks, kGrain, [&](std::int64_t first, std::int64_t last) {
+    measurement(batch, before, measures.data(), first, last);
+  });
+  std::vector<Layer> layers(batch.count);
+  for (std::int64_t i = 0; i < batch.count; ++i) {
+    const std::int64_t first = batch.slots[i].first_block;
+    const std::int64_t last = i + 1 < batch.count ? batch.slots[i + 1].first_block : batch.blocks;
+    Measure sum{};
+    for (std::int64_t block = first; block < last; ++block) {
+      const Measure& m = measures[block];
+      sum.param += m.param;
+      sum.measured += m.measured;
+      sum.update += m.update;
+      for (std::size_t k = 0; k < m.absmax.size(); ++k) sum.absmax[k] = larger(sum.absmax[k], m.absmax[k]);
+    }
+    const double limit = batch.options.max_unorm * std::sqrt(sum.param), length = std::sqrt(sum.update);
+    const bool too_long = limit > 0 && length > limit;
+    layers[i] = {static_cast<float>(std::sqrt(sum.param)), static_cast<float>(std::sqrt(sum.measured)),
+                 too_long ? static_cast<float>(limit / length) : 1.0f, sum.absmax};
+  }
+  return layers;
+}
+
 void launch(int rule, const Batch& batch) {
-  const Step step = kernels().step[rule];
-  torch::stable::parallel_for(0, batch.blocks, kGrain,
-                              [&](std::int64_t first, std::int64_t last) { step(batch, first, last); });
+  const Kernels& set = kernels();
+  std::vector<Layer> layers;
+  if (set.layerwise[rule]) layers = measure(batch, set.measure[rule], nullptr);
+  const bool whole = has_whole_state(batch);
+  if (whole || batch.options.max_unorm > 0) {
+    const std::vector<Layer> before = std::move(layers);
+    layers = measure(batch, set.measure[rule], before.empty() ? nullptr : before.data());
+  }
+  const Layer* known = layers.empty() ? nullptr : layers.data();
+  torch::stable::parallel_for(0, batch.blocks, kGrain, [&](std::int64_t first, std::int64_t last) {
+    set.step[rule](batch, known, first, last);
+  });
+  for (std::int64_t i = 0; whole && i < batch.count; ++i)
+    for (std::size_t k = 0; k < layers[i].absmax.size(); ++k)
+      if (batch.slots[i].states[k].whole) *batch.slots[i].states[k].absmax = layers[i].absmax[k];
 }
 
 void run_code(const Quantized& q, Code code) {

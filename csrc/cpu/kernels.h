@@ -7,12 +7,30 @@
 
 namespace bnb::cpu {
 
-using Step = void (*)(const Batch&, std::int64_t first_block, std::int64_t last_block);
+// Sums of squares over a block, and the absmax of its new states.
+struct Measure {
+  double param, measured, update;
+  std::array<float, AllRules::kMaxStates> absmax;
+};
+
+// What a step needs to know of a whole parameter.
+struct Layer {
+  float param_norm, measured_norm;
+  float shrink;                                    // factor that keeps the update within max_unorm
+  std::array<float, AllRules::kMaxStates> absmax;  // of the new states
+};
+
+// `layers`: one per slot, or null where nothing had to be measured.
+using Step = void (*)(const Batch&, const Layer* layers, std::int64_t first_block, std::int64_t last_block);
+using Measurement = void (*)(const Batch&, const Layer* layers, Measure* measures, std::int64_t first_block,
+                             std::int64_t last_block);
 using Code = void (*)(const Quantized&, std::int64_t first_block, std::int64_t last_block);
 
 struct Kernels {
   const char* isa;
-  std::array<Step, AllRules::kCount> step;   // in the order of AllRules
+  std::array<bool, AllRules::kCount> layerwise;  // in the order of AllRules, as the next two
+  std::array<Step, AllRules::kCount> step;
+  std::array<Measurement, AllRules::kCount> measure;
   std::array<Code, 2> quantize, dequantize;  // by Sign
 };
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_bnb import codec
-from torch_bnb.optim.state import State, absmax_key, codes_key
+from torch_bnb.optim.state import HISTORY, State, absmax_key, codes_key
 
 
 def restore(saved: Mapping[str, Any], params: Sequence[Tensor], states: Iterable[str], who: str) -> dict[Tensor, State]:
@@ -36,19 +36,22 @@ def restore(saved: Mapping[str, Any], params: Sequence[Tensor], states: Iterable
 
 
 def _restore_one(saved: Mapping[str, Any], states: list[str], parameter: Tensor, what: str) -> State:
-    known = {"step", *states, *map(codes_key, states), *map(absmax_key, states)}
+    known = {"step", HISTORY, *states, *map(codes_key, states), *map(absmax_key, states)}
     if unknown := saved.keys() - known:
         raise ValueError(f"{what}: unknown state {sorted(unknown)}; expected some of {sorted(known)}")
     result: State = {}
     if "step" in saved:
         result["step"] = int(saved["step"])
-    blocks = torch.Size([codec.blocks(parameter.numel())])
+    if HISTORY in saved:
+        result[HISTORY] = _tensor(saved[HISTORY], torch.float32, torch.Size([100]), parameter, f"{what}: {HISTORY!r}")
     for name in states:
         codes, absmax = codes_key(name), absmax_key(name)
         if (codes in saved) != (absmax in saved):
             raise ValueError(f"{what}: {codes!r} and {absmax!r} belong together, the checkpoint has only one of them")
         if codes in saved:
             result[codes] = _tensor(saved[codes], torch.uint8, parameter.shape, parameter, f"{what}: {codes!r}")
+            whole = isinstance(saved[absmax], Tensor) and saved[absmax].shape == (1,)
+            blocks = torch.Size([1 if whole else codec.blocks(parameter.numel())])
             result[absmax] = _tensor(saved[absmax], torch.float32, blocks, parameter, f"{what}: {absmax!r}")
         elif saved.get(name) is not None:
             result[name] = _tensor(saved[name], torch.float32, parameter.shape, parameter, f"{what}: {name!r}")

@@ -18,7 +18,8 @@ from torch_bnb import ops
 from torch_bnb.checkpoint.load import restore
 from torch_bnb.optim import options
 from torch_bnb.optim import state as storage
-from torch_bnb.optim.options import CommonOptions
+from torch_bnb.optim.clipping import percentile_scale
+from torch_bnb.optim.options import CommonOptions, rounding_key
 from torch_bnb.optim.slots import Place, Slot, SlotTable, without_idle_defaults
 from torch_bnb.optim.state import State
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
@@ -33,10 +34,15 @@ class Call:
     """Parameters that share their scalars: one call of the operator."""
 
     scalars: dict[str, float]
-    grad_scale: float
+    options: dict[str, Any]
+    """Keyword arguments of the operator that hold for all parameters."""
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    """For stochastic rounding; empty without."""
+    grad_scales: list[Tensor] = field(default_factory=list)
+    """For percentile clipping; empty without."""
     strided: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Parameters that are not contiguous, and the contiguous copies that stand in `params`."""
 
@@ -75,6 +81,10 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     def active_states(self, config: Mapping[str, Any]) -> Mapping[str, bool]:
         """The states that this configuration needs; the others read as zero and are not kept."""
         return self.states
+
+    def initial(self, config: Mapping[str, Any]) -> float:
+        """What new states are filled with."""
+        return 0.0
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError for options that are impossible together."""
@@ -165,7 +175,9 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         for call in calls:
             pairs = [storage.tensors(state, name) for name in self.states for state in call.states]
             values, absmax = zip(*pairs, strict=True)
-            ops.update(self.rule, call.params, call.grads, values, absmax, call.scalars, call.grad_scale)
+            grad_scales = torch.stack(call.grad_scales) if call.grad_scales else None
+            own = {"keys": call.keys, "grad_scales": grad_scales}
+            ops.update(self.rule, call.params, call.grads, values, absmax, call.scalars, **call.options, **own)
             for parameter, contiguous in call.strided:
                 parameter.copy_(contiguous)
             torch.autograd.graph.increment_version(call.params)
@@ -177,9 +189,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         """Calls by device and scalars, and the step that each state reaches. Checks everything, moves no weight."""
         calls: dict[tuple, Call] = {}
         steps: list[tuple[State, int]] = []
-        seen: dict[tuple[int, int, int], tuple[Mapping[str, Any], dict[str, float], tuple]] = {}
+        seen: dict[tuple[int, int, int], tuple[Mapping[str, Any], dict[str, float], dict[str, Any], tuple]] = {}
+        index = -1
         for g, (group, slots) in enumerate(zip(self.param_groups, self._update_slots(), strict=True)):
             for i, slot in enumerate(slots):
+                index += 1
                 parameter, grad = slot.parameter, slot.parameter.grad
                 if grad is None:
                     continue
@@ -188,21 +202,32 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 step = state.get("step", 0) + 1
                 if (place := (g, id(slot.overrides), step)) not in seen:
                     config = slot.config(group)
-                    scalars = self.scalars(config, step)
-                    seen[place] = config, scalars, (*scalars.values(), config["maximize"])
-                config, scalars, key = seen[place]
-                storage.prepare(state, self.active_states(config), parameter, storage.wants_8bit(config, parameter))
+                    scalars, arguments = self.scalars(config, step), options.arguments(config)
+                    clips = config["percentile_clipping"] < 100
+                    seen[place] = config, scalars, arguments, (*scalars.values(), *arguments.values(), clips)
+                config, scalars, arguments, key = seen[place]
+                self._prepare_state(state, self.active_states(config), parameter, config)
                 call = calls.get((parameter.device, key))
                 if call is None:
-                    call = calls[parameter.device, key] = Call(scalars, -1.0 if config["maximize"] else 1.0)
+                    call = calls[parameter.device, key] = Call(scalars, arguments)
                 contiguous = parameter.contiguous()
                 if contiguous is not parameter:
                     call.strided.append((parameter, contiguous))
                 call.params.append(contiguous)
                 call.grads.append(grad.contiguous())
                 call.states.append(state)
+                if arguments["stochastic_states"] or arguments["stochastic_weights"]:
+                    call.keys.append(rounding_key(config["seed"], step, index))
+                if config["percentile_clipping"] < 100:
+                    history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
+                    call.grad_scales.append(percentile_scale(history, grad, config))
                 steps.append((state, step))
         return list(calls.values()), steps
+
+    def _prepare_state(
+        self, state: State, states: Mapping[str, bool], parameter: Tensor, config: Mapping[str, Any]
+    ) -> None:
+        storage.prepare(state, states, parameter, config, self.initial(config))
 
     def _check_grad(self, parameter: Tensor, grad: Tensor, group: int, position: int) -> None:
         what = f"{type(self).__name__}: parameter {position} of group {group}, shape {tuple(parameter.shape)}"
@@ -266,7 +291,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             for slot in slots:
                 state = self.state.get(slot.parameter, {})
                 kept = {name: signed for name, signed in self.states.items() if storage.has(state, name)}
-                storage.prepare(state, kept, slot.parameter, storage.wants_8bit(slot.config(group), slot.parameter))
+                self._prepare_state(state, kept, slot.parameter, slot.config(group))
 
     @override
     def __getstate__(self) -> dict[str, Any]:

@@ -17,6 +17,9 @@ class CommonOptions(TypedDict, total=False):
     max_unorm: float
     skip_zeros: bool
     maximize: bool
+    state_rounding: str
+    weight_rounding: str
+    seed: int
     foreach: bool | None
     fused: bool | None
     capturable: bool
@@ -30,6 +33,9 @@ DEFAULTS = CommonOptions(
     max_unorm=0.0,
     skip_zeros=False,
     maximize=False,
+    state_rounding="nearest",
+    weight_rounding="nearest",
+    seed=0,
     foreach=None,
     fused=None,
     capturable=False,
@@ -37,11 +43,16 @@ DEFAULTS = CommonOptions(
 
 DOC = """optim_bits: Bits per element of state, 8 or 32.
         min_8bit_size: Parameters with fewer elements keep 32-bit state.
-        percentile_clipping: Not in this version, which only has 100 (off).
-        block_wise: Not in this version, which only has True.
-        max_unorm: Not in this version, which only has 0 (off).
-        skip_zeros: Not in this version, which only has False.
+        percentile_clipping: Scales a gradient down to this percentile of its last 100 norms; 100 is off.
+        block_wise: An absmax for every 256 elements of an 8-bit state; False: one for the whole tensor.
+        max_unorm: Scales an update, before the learning rate, down to this multiple of its parameter's norm; 0 is off. A
+            parameter of norm 0 has no limit.
+        skip_zeros: Elements with zero gradient stay as they are, their state included.
         maximize: Ascend instead of descend.
+        state_rounding: How 8-bit states are rounded, "nearest" or "stochastic" (to either code around a number, such that
+            the mean is the number).
+        weight_rounding: The same for bfloat16 and float16 parameters.
+        seed: Of stochastic rounding; results are the same for the same seed, on any number of threads.
         foreach: As torch users pass it; every step takes all parameters at once.
         fused: As torch users pass it; every step is one pass over memory.
         capturable: False; True is an error, a CUDA graph cannot capture a step count that lives on the host."""
@@ -49,8 +60,6 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
 # foreach and fused name ways to run torch's step. Ours always takes all parameters at once and in one pass, so True is
 # what happens and False, which changes no result, may be asked for.
 CONSTRUCTOR_ONLY = {"foreach": spec.FLAG_OR_NONE, "fused": spec.FLAG_OR_NONE, "capturable": spec.FLAG}
-
-NOT_YET = ("percentile_clipping", "block_wise", "max_unorm", "skip_zeros")
 
 STORAGE = ("optim_bits", "min_8bit_size", "block_wise")
 """How state is kept. This is the program's choice: a checkpoint does not overrule it, its state is converted."""
@@ -66,7 +75,6 @@ def check(config: Mapping[str, Any], rule_options: Mapping[str, spec.Option], wh
 
     Raises:
         ValueError: An impossible value.
-        NotImplementedError: An option that this version has only one value of.
     """
     known = {**spec.COMMON, **rule_options, **CONSTRUCTOR_ONLY}
     checked = {}
@@ -75,11 +83,40 @@ def check(config: Mapping[str, Any], rule_options: Mapping[str, spec.Option], wh
             checked[key] = known[key].parse(key, value) if key in known else value
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from None
-        if key in NOT_YET and checked[key] != DEFAULTS[key]:
-            raise NotImplementedError(f"{what}: {key}={value!r}: this version only has {DEFAULTS[key]!r}")
     if checked.get("capturable"):
         raise ValueError(f"{what}: capturable=True: a CUDA graph cannot capture a step count that lives on the host")
     return checked
+
+
+def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The operator's keyword arguments that a config asks for."""
+    return {
+        "grad_scale": -1.0 if config["maximize"] else 1.0,
+        "max_unorm": config["max_unorm"],
+        "skip_zeros": config["skip_zeros"],
+        "stochastic_states": config["state_rounding"] == "stochastic",
+        "stochastic_weights": config["weight_rounding"] == "stochastic",
+    }
+
+
+def rounding_key(seed: int, step: int, index: int) -> int:
+    """A 64-bit number for a parameter at a step, from which stochastic rounding draws.
+
+    Args:
+        seed: The user's.
+        step: The parameter's, from 1.
+        index: The parameter's, in the order of the groups.
+    """
+    mixed = 0
+    for number in (seed, step, index):  # splitmix64, https://doi.org/10.1145/2714064.2660195
+        mixed = (mixed + (number & _64_BITS) + 0x9E3779B97F4A7C15) & _64_BITS
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _64_BITS
+        mixed ^= mixed >> 31
+    return mixed - (mixed >> 63 << 64)  # as int64
+
+
+_64_BITS = (1 << 64) - 1
 
 
 def full_signature(constructor: Any) -> inspect.Signature:

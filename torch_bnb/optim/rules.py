@@ -10,9 +10,9 @@ from typing_extensions import Unpack, override
 from torch_bnb.optim.base import BlockwiseOptimizer
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.state import SIGNED, UNSIGNED
-from torch_bnb.overrides.spec import BETAS, FLAG, NON_NEGATIVE, NUMBER, RATE
+from torch_bnb.overrides.spec import BETAS, FLAG, NON_NEGATIVE, NUMBER, RATE, SHARE, STEPS_OR_NONE, THREE_BETAS
 
-__all__ = ["SGD", "Adam", "AdamW", "Lion"]
+__all__ = ["LAMB", "LARS", "SGD", "AdEMAMix", "Adagrad", "Adam", "AdamW", "Lion", "RMSprop"]
 
 
 class Adam(BlockwiseOptimizer):
@@ -255,4 +255,358 @@ class Lion(BlockwiseOptimizer):
             "one_minus_beta1": 1 - beta1,
             "one_minus_beta2": 1 - beta2,
             "weight_decay": config["weight_decay"],
+        }
+
+
+class RMSprop(BlockwiseOptimizer):
+    """RMSprop (https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf), as ``torch.optim.RMSprop``.
+
+    ::
+
+        g = g + weight_decay * p
+        s = alpha * s + (1 - alpha) * g * g
+        a = a + (1 - alpha) * (g - a)                      if centered (https://arxiv.org/abs/1308.0850), else 0
+        b = momentum * b + g / (sqrt(s - a * a) + eps)
+        p = p - lr * b
+
+    Args:
+        params: Parameters, named parameters or parameter groups; float32, bfloat16, float16 or float64.
+        lr: Learning rate.
+        alpha: Decay of the mean of squares s.
+        eps: Added to the denominator.
+        weight_decay: L2 coefficient.
+        momentum: Decay of the buffer b; with 0 there is no buffer.
+        centered: Divide by an estimate of the standard deviation instead.
+        {common}
+
+    Raises:
+        ValueError: An option has an impossible value; it is named with what is allowed.
+
+    Example:
+        >>> import torch, torch_bnb as bnb
+        >>> model = torch.nn.Linear(128, 128)
+        >>> optimizer = bnb.optim.RMSprop(model.parameters(), lr=1e-3, momentum=0.9, optim_bits=8)
+        >>> model(torch.randn(4, 128)).square().mean().backward()
+        >>> optimizer.step()
+    """
+
+    rule = "rmsprop"
+    states = {"square_avg": UNSIGNED, "momentum_buffer": SIGNED, "grad_avg": SIGNED}
+    options = {
+        "lr": RATE,
+        "alpha": NON_NEGATIVE,
+        "eps": NON_NEGATIVE,
+        "weight_decay": NON_NEGATIVE,
+        "momentum": NON_NEGATIVE,
+        "centered": FLAG,
+    }
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        own = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(params, {**own, "centered": centered}, common)
+
+    @override
+    def active_states(self, config: Mapping[str, Any]) -> Mapping[str, bool]:
+        absent = {"momentum_buffer"} if not config["momentum"] else set()
+        absent |= {"grad_avg"} if not config["centered"] else set()
+        return {name: signed for name, signed in self.states.items() if name not in absent}
+
+    @override
+    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+        return {
+            "lr": float(config["lr"]),
+            "alpha": config["alpha"],
+            "one_minus_alpha": 1 - config["alpha"],
+            "grad_avg_weight": 1 - config["alpha"] if config["centered"] else 0.0,
+            "eps": config["eps"],
+            "weight_decay": config["weight_decay"],
+            "momentum": config["momentum"],
+        }
+
+
+class Adagrad(BlockwiseOptimizer):
+    """Adagrad (https://jmlr.org/papers/v12/duchi11a.html), as ``torch.optim.Adagrad``.
+
+    ::
+
+        g = g + weight_decay * p
+        s = s + g * g
+        p = p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s) + eps)
+
+    Args:
+        params: Parameters, named parameters or parameter groups; float32, bfloat16, float16 or float64.
+        lr: Learning rate.
+        lr_decay: Decay of the learning rate with the steps.
+        weight_decay: L2 coefficient.
+        initial_accumulator_value: What the sum of squares s starts with.
+        eps: Added to the denominator.
+        {common}
+
+    Raises:
+        ValueError: An option has an impossible value; it is named with what is allowed.
+
+    Example:
+        >>> import torch, torch_bnb as bnb
+        >>> model = torch.nn.Linear(128, 128)
+        >>> optimizer = bnb.optim.Adagrad(model.parameters(), lr=1e-2, optim_bits=8)
+        >>> model(torch.randn(4, 128)).square().mean().backward()
+        >>> optimizer.step()
+    """
+
+    rule = "adagrad"
+    states = {"sum": UNSIGNED}
+    options = {
+        "lr": RATE,
+        "lr_decay": NON_NEGATIVE,
+        "weight_decay": NON_NEGATIVE,
+        "initial_accumulator_value": NON_NEGATIVE,
+        "eps": NON_NEGATIVE,
+    }
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        own = {"lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay, "eps": eps}
+        super().__init__(params, {**own, "initial_accumulator_value": initial_accumulator_value}, common)
+
+    @override
+    def initial(self, config: Mapping[str, Any]) -> float:
+        return config["initial_accumulator_value"]
+
+    @override
+    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+        return {
+            "lr": float(config["lr"]) / (1 + (step - 1) * config["lr_decay"]),
+            "eps": config["eps"],
+            "weight_decay": config["weight_decay"],
+        }
+
+
+class AdEMAMix(BlockwiseOptimizer):
+    """AdEMAMix (https://arxiv.org/abs/2409.03137): AdamW with a second first moment that forgets slowly.
+
+    ::
+
+        m1 = m1 + (1 - beta1) * (g - m1)
+        m2 = m2 + (1 - beta3_t) * (g - m2)
+        v = beta2 * v + (1 - beta2) * g * g
+        u = (m1 / (1 - beta1**t) + alpha_t * m2) / (sqrt(v) / sqrt(1 - beta2**t) + eps)
+        p = p - lr * (u + weight_decay * p)
+
+    alpha_t grows linearly from 0 to alpha in t_alpha steps; beta3_t from beta1 to beta3 in t_beta3 steps such that its
+    half-life grows linearly (the paper's equations 2 and 3).
+
+    Args:
+        params: Parameters, named parameters or parameter groups; float32, bfloat16, float16 or float64.
+        lr: Learning rate.
+        betas: Decay of the fast first moment m1, of the second moment v, and of the slow first moment m2.
+        alpha: Weight of the slow moment.
+        t_alpha: Steps in which alpha grows; None: it is there from the start.
+        t_beta3: Steps in which beta3 grows; None: it is there from the start.
+        eps: Added to the denominator.
+        weight_decay: Share of a weight, times the learning rate, that a step takes off.
+        {common}
+
+    Raises:
+        ValueError: An option has an impossible value; it is named with what is allowed.
+
+    Example:
+        >>> import torch, torch_bnb as bnb
+        >>> model = torch.nn.Linear(128, 128)
+        >>> optimizer = bnb.optim.AdEMAMix(model.parameters(), lr=1e-3, t_alpha=1000, t_beta3=1000, optim_bits=8)
+        >>> model(torch.randn(4, 128)).square().mean().backward()
+        >>> optimizer.step()
+    """
+
+    rule = "ademamix"
+    states = {"exp_avg": SIGNED, "exp_avg_slow": SIGNED, "exp_avg_sq": UNSIGNED}
+    options = {
+        "lr": RATE,
+        "betas": THREE_BETAS,
+        "alpha": NON_NEGATIVE,
+        "t_alpha": STEPS_OR_NONE,
+        "t_beta3": STEPS_OR_NONE,
+        "eps": NON_NEGATIVE,
+        "weight_decay": NON_NEGATIVE,
+    }
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        t_alpha: int | None = None,
+        t_beta3: int | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        own = {"lr": lr, "betas": betas, "alpha": alpha, "t_alpha": t_alpha, "t_beta3": t_beta3}
+        super().__init__(params, {**own, "eps": eps, "weight_decay": weight_decay}, common)
+
+    @override
+    def check(self, config: Mapping[str, Any]) -> None:
+        beta1, _, beta3 = config["betas"]
+        if config["t_beta3"] is not None and not 0 < beta1 <= beta3:
+            raise ValueError(f"t_beta3={config['t_beta3']} needs 0 < beta1 <= beta3, got betas={config['betas']!r}")
+
+    @override
+    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+        beta1, beta2, beta3 = config["betas"]
+        alpha = config["alpha"]
+        if config["t_alpha"] is not None:
+            alpha *= min(1.0, step / config["t_alpha"])
+        if config["t_beta3"] is not None and step < config["t_beta3"]:
+            done, start, end = step / config["t_beta3"], math.log(beta1), math.log(beta3)
+            beta3 = min(beta3, math.exp(start * end / ((1 - done) * end + done * start)))
+        return {
+            "lr": float(config["lr"]),
+            "one_minus_beta1": 1 - beta1,
+            "beta2": beta2,
+            "one_minus_beta2": 1 - beta2,
+            "one_minus_beta3": 1 - beta3,
+            "alpha": alpha,
+            "eps": config["eps"],
+            "weight_decay": config["weight_decay"],
+            "bias_correction1": 1 - beta1**step,
+            "bias_correction2_sqrt": math.sqrt(1 - beta2**step),
+        }
+
+
+class LAMB(Adam):
+    """LAMB (https://arxiv.org/abs/1904.00962): AdamW whose step is as long as the parameter, times the learning rate.
+
+    ::
+
+        m = m + (1 - beta1) * (g - m)
+        v = beta2 * v + (1 - beta2) * g * g
+        u = (m / (1 - beta1**t)) / (sqrt(v) / sqrt(1 - beta2**t) + eps) + weight_decay * p
+        p = p - lr * norm(p) / norm(u) * u                 (the ratio is 1 where a norm is 0)
+
+    Args:
+        params: Parameters, named parameters or parameter groups; float32, bfloat16, float16 or float64.
+        lr: Learning rate.
+        betas: Decay of the first moment m and the second moment v, per step.
+        eps: Added to the denominator.
+        weight_decay: Coefficient of the parameter in the direction.
+        {common}
+
+    Raises:
+        ValueError: An option has an impossible value; it is named with what is allowed.
+
+    Example:
+        >>> import torch, torch_bnb as bnb
+        >>> model = torch.nn.Linear(128, 128)
+        >>> optimizer = bnb.optim.LAMB(model.parameters(), lr=1e-2, optim_bits=8)
+        >>> model(torch.randn(4, 128)).square().mean().backward()
+        >>> optimizer.step()
+    """
+
+    rule = "lamb"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, **common)
+
+
+class LARS(BlockwiseOptimizer):
+    """LARS (https://arxiv.org/abs/1708.03888): SGD whose gradient is as long as a share of the parameter.
+
+    ::
+
+        r = trust_coefficient * norm(p) / (norm(g) + weight_decay * norm(p) + eps)      (1 where a norm is 0)
+        b = momentum * b + r * (g + weight_decay * p)
+        p = p - lr * (r * (g + weight_decay * p) + momentum * b  if nesterov else  b)
+
+    The paper's buffer contains the learning rate; here it does not, as in SGD, so that a rate of 0 moves nothing.
+
+    Args:
+        params: Parameters, named parameters or parameter groups; float32, bfloat16, float16 or float64.
+        lr: Learning rate.
+        momentum: Decay of the momentum buffer b; with 0 there is no buffer.
+        weight_decay: L2 coefficient.
+        trust_coefficient: The share, eta in the paper.
+        eps: Added to the denominator.
+        nesterov: Look one buffer ahead; needs a momentum.
+        {common}
+
+    Raises:
+        ValueError: An option has an impossible value; it is named with what is allowed.
+
+    Example:
+        >>> import torch, torch_bnb as bnb
+        >>> model = torch.nn.Linear(128, 128)
+        >>> optimizer = bnb.optim.LARS(model.parameters(), lr=1.0, optim_bits=8)
+        >>> model(torch.randn(4, 128)).square().mean().backward()
+        >>> optimizer.step()
+    """
+
+    rule = "lars"
+    states = {"momentum_buffer": SIGNED}
+    options = {
+        "lr": RATE,
+        "momentum": SHARE,
+        "weight_decay": NON_NEGATIVE,
+        "trust_coefficient": NON_NEGATIVE,
+        "eps": NON_NEGATIVE,
+        "nesterov": FLAG,
+    }
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        trust_coefficient: float = 1e-3,
+        eps: float = 0.0,
+        nesterov: bool = False,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        own = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
+        super().__init__(params, {**own, "eps": eps, "nesterov": nesterov}, common)
+
+    @override
+    def check(self, config: Mapping[str, Any]) -> None:
+        if config["nesterov"] and config["momentum"] <= 0:
+            raise ValueError(f"nesterov=True needs momentum > 0, got momentum={config['momentum']!r}")
+
+    @override
+    def active_states(self, config: Mapping[str, Any]) -> Mapping[str, bool]:
+        return self.states if config["momentum"] else {}
+
+    @override
+    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+        return {
+            "lr": float(config["lr"]),
+            "weight_decay": config["weight_decay"],
+            "momentum": config["momentum"],
+            "nesterov_momentum": config["momentum"] if config["nesterov"] else 0.0,
+            "trust_coefficient": config["trust_coefficient"],
+            "eps": config["eps"],
         }

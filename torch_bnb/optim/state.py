@@ -31,9 +31,18 @@ def wants_8bit(config: Mapping[str, Any], parameter: Tensor) -> bool:
     )
 
 
-def size(numel: int, bits: int) -> int:
+def size(numel: int, bits: int, block_wise: bool = True) -> int:
     """Bytes of one state of `numel` elements."""
-    return 4 * numel if bits == 32 else numel + 4 * codec.blocks(numel)
+    return 4 * numel if bits == 32 else numel + 4 * (codec.blocks(numel) if block_wise else min(1, numel))
+
+
+def new_history(parameter: Tensor) -> Tensor:
+    """The norms of a parameter's last 100 gradients, the latest last; NaN where there was none yet."""
+    return torch.full((100,), torch.nan, dtype=torch.float32, device=parameter.device)
+
+
+HISTORY = "grad_norms"
+"""Where `percentile_clipping` keeps its history."""
 
 
 def codes_key(name: str) -> str:
@@ -46,23 +55,55 @@ def absmax_key(name: str) -> str:
     return f"{name}_absmax"
 
 
-def prepare(state: State, states: Mapping[str, bool], parameter: Tensor, eight_bit: bool) -> None:
-    """Brings every state into the wanted form, in place: made as zeros if new, converted if kept with other bits."""
+def prepare(
+    state: State, states: Mapping[str, bool], parameter: Tensor, config: Mapping[str, Any], initial: float = 0.0
+) -> None:
+    """Brings every state into the form that a config wants, in place: made if new, converted if kept otherwise.
+
+    Args:
+        state: The parameter's.
+        states: The names to prepare, and whether each has a sign.
+        parameter: The parameter.
+        config: Its options.
+        initial: Value of every element of a new state.
+    """
+    blocksize = 0
+    if wants_8bit(config, parameter):
+        blocksize = codec.BLOCK_SIZE if config["block_wise"] else max(1, parameter.numel())
     for name, signed in states.items():
-        is_8bit = codes_key(name) in state
-        if is_8bit == eight_bit and (is_8bit or name in state):
+        kept = _blocksize(state, name)
+        if kept == blocksize:
             continue
-        if eight_bit:
-            values = state.pop(name, None)
-            if values is None:
-                state[codes_key(name)], state[absmax_key(name)] = _zeros_8bit(parameter, signed)
-            else:
-                state[codes_key(name)], state[absmax_key(name)] = codec.quantize_blockwise(values, signed)
-        elif is_8bit:
-            codes, absmax = state.pop(codes_key(name)), state.pop(absmax_key(name))
-            state[name] = codec.dequantize_blockwise(codes, absmax, signed)
+        if kept is None and initial == 0 and blocksize:
+            state[codes_key(name)] = _full(parameter, _ZERO_CODE[signed], torch.uint8)
+            count = codec.blocks(parameter.numel(), blocksize)
+            state[absmax_key(name)] = torch.zeros(count, dtype=torch.float32, device=parameter.device)
+            continue
+        if kept is None:
+            values = _full(parameter, initial, torch.float32)
+        elif kept == 0:
+            values = state.pop(name)
         else:
-            state[name] = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+            codes, absmax = state.pop(codes_key(name)), state.pop(absmax_key(name))
+            values = codec.dequantize_blockwise(codes, absmax, signed, kept)
+        if blocksize:
+            state[codes_key(name)], state[absmax_key(name)] = codec.quantize_blockwise(values, signed, blocksize)
+        else:
+            state[name] = values
+
+
+def _blocksize(state: State, name: str) -> int | None:
+    """How a state is kept: elements that share an absmax, 0 for float32, None if it is not there."""
+    if name in state:
+        return 0
+    if codes_key(name) not in state:
+        return None
+    numel, count = state[codes_key(name)].numel(), state[absmax_key(name)].numel()
+    return codec.BLOCK_SIZE if count == codec.blocks(numel) else max(1, numel)
+
+
+def _full(parameter: Tensor, value: float, dtype: torch.dtype) -> Tensor:
+    return torch.full_like(parameter, value, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def has(state: State, name: str) -> bool:
@@ -75,8 +116,3 @@ def tensors(state: State, name: str) -> tuple[Tensor, Tensor]:
     if codes_key(name) in state:
         return state[codes_key(name)], state[absmax_key(name)]
     return state.get(name, ABSENT), ABSENT
-
-
-def _zeros_8bit(parameter: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    codes = torch.full_like(parameter, _ZERO_CODE[signed], dtype=torch.uint8, memory_format=torch.contiguous_format)
-    return codes, torch.zeros(codec.blocks(parameter.numel()), dtype=torch.float32, device=parameter.device)

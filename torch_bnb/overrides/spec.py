@@ -21,12 +21,19 @@ class OverrideSpec(TypedDict, total=False):
     lr: float
     lr_scale: float
     lr_follows_schedule: bool
-    betas: tuple[float, float]
+    betas: tuple[float, ...]
     eps: float
     weight_decay: float
     momentum: float
     dampening: float
     nesterov: bool
+    alpha: float
+    centered: bool
+    lr_decay: float
+    initial_accumulator_value: float
+    t_alpha: int | None
+    t_beta3: int | None
+    trust_coefficient: float
     maximize: bool
     optim_bits: int
     min_8bit_size: int
@@ -35,6 +42,9 @@ class OverrideSpec(TypedDict, total=False):
     max_unorm: float
     skip_zeros: bool
     is_sparse: bool
+    state_rounding: str
+    weight_rounding: str
+    seed: int
 
 
 class OverrideError(ValueError):
@@ -68,14 +78,24 @@ def _is_rate(value: Any) -> bool:
     return _is_number(value) and value >= 0
 
 
-def _is_pair_of_betas(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value)
+def _betas(count: int, word: str) -> Option:
+    def accepts(value: Any) -> bool:
+        listed = isinstance(value, (tuple, list)) and len(value) == count
+        return listed and all(_is_number(beta) and 0 <= beta < 1 for beta in value)
+
+    return Option(f"{word} numbers in [0, 1)", accepts, tuple)
+
+
+def _one_of(*words: str) -> Option:
+    return Option(" or ".join(map(repr, words)), lambda value: value in words)
 
 
 RATE = Option("a finite number >= 0", _is_rate)
 NON_NEGATIVE = Option("a finite number >= 0", lambda value: _is_number(value) and value >= 0)
 NUMBER = Option("a finite number", _is_number)
-BETAS = Option("two numbers in [0, 1)", _is_pair_of_betas, tuple)
+BETAS = _betas(2, "two")
+THREE_BETAS = _betas(3, "three")
+SHARE = Option("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
 FLAG = Option("True or False", lambda value: isinstance(value, bool))
 FLAG_OR_NONE = Option("True, False or None", lambda value: value is None or isinstance(value, bool))
 
@@ -83,6 +103,11 @@ FLAG_OR_NONE = Option("True, False or None", lambda value: value is None or isin
 def _integer(allowed: str, accepts: Callable[[Any], bool]) -> Option:
     return Option(allowed, lambda v: isinstance(v, Integral) and not isinstance(v, bool) and accepts(v), int)
 
+
+STEPS_OR_NONE = Option(
+    "a positive integer or None",
+    lambda v: v is None or (isinstance(v, Integral) and not isinstance(v, bool) and v > 0),
+)
 
 COMMON: Mapping[str, Option] = {
     "optim_bits": _integer("8 or 32", lambda value: value in (8, 32)),
@@ -92,6 +117,9 @@ COMMON: Mapping[str, Option] = {
     "max_unorm": NON_NEGATIVE,
     "skip_zeros": FLAG,
     "maximize": FLAG,
+    "state_rounding": _one_of("nearest", "stochastic"),
+    "weight_rounding": _one_of("nearest", "stochastic"),
+    "seed": _integer("an integer", lambda value: True),
 }
 """Options of every rule, for all parameters or for one."""
 
