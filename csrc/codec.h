@@ -134,7 +134,7 @@ BNB_HD int nearest_magnitude(float a) {
 
 template <Sign S>
 BNB_HD std::uint8_t code_of(int magnitude, bool negative) {
-  if (S == Sign::kUnsigned) return static_cast<std::uint8_t>(magnitude);
+  if (S == Sign::kUnsigned) return static_cast<std::uint8_t>(negative ? 0 : magnitude);
   return static_cast<std::uint8_t>(127 + (negative ? -(magnitude < 127 ? magnitude : 127) : magnitude));
 }
 

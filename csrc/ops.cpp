@@ -35,6 +35,12 @@ void check_layout(std::string_view op, const char* what, const Tensor& t, std::i
   STD_TORCH_CHECK(t.device() == like.device(), op, ": ", what, " must be on the device of the first parameter");
 }
 
+// One stray meta tensor sends a whole call to the Meta kernel, which would do nothing without a word.
+void check_meta(std::string_view op, const TensorList& params) {
+  STD_TORCH_CHECK(params.empty() || params[0].device().type() == torch::headeronly::DeviceType::Meta, op,
+                  ": all tensors must be on one device, some are on meta");
+}
+
 void check_dtype(std::string_view op, const char* what, const Tensor& t, ScalarType dtype) {
   STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": ", what, " must be ", torch::headeronly::toString(dtype), ", got ",
                   torch::headeronly::toString(t.scalar_type()));

@@ -23,6 +23,7 @@ using Launch = void (*)(int rule, const Batch&);  // rule: its index in AllRules
 std::vector<Slot> make_slots(std::string_view op, const TensorList& params, const TensorList& grads,
                              const TensorList& states, const TensorList& absmax, int states_per_param,
                              const std::optional<Tensor>& grad_scales, const std::vector<std::int64_t>& keys);
+void check_meta(std::string_view op, const TensorList& params);
 Batch make_batch(const std::vector<Slot>& slots, const float* scalars, const Options& options);
 
 // "adamw(Tensor(a!)[] params, ..., float lr, ..., Tensor? grad_scales=None, ...) -> ()"
@@ -51,7 +52,9 @@ void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
   const auto keys = to<std::vector<std::int64_t>>(common[1]);
   const Options options{static_cast<float>(to<double>(common[2])), static_cast<float>(to<double>(common[3])),
                         to<bool>(common[4]), to<bool>(common[5]), to<bool>(common[6])};
-  if constexpr (launch != nullptr) {
+  if constexpr (launch == nullptr) {
+    check_meta(Rule::kName, params);
+  } else {
     const auto slots = make_slots(Rule::kName, params, grads, states, absmax, Rule::kStates.size(), grad_scales, keys);
     if (!slots.empty()) launch(index, make_batch(slots, scalars, options));
   }

@@ -86,6 +86,9 @@ BNB_HD void store_state(const State& state, std::int64_t block, std::int64_t beg
   if (state.codes) {
     const float absmax = state.whole ? whole_absmax : block_absmax(x, n);
     encode_block<S>(x, begin, n, absmax, rounding, stream, state.codes + begin);
+    // A second moment that rounds to zero would turn its first moment into an update without bound.
+    for (int i = 0; S == Sign::kUnsigned && i < n; ++i)
+      if (x[i] > 0 && state.codes[begin + i] == 0) state.codes[begin + i] = 1;
     if (!state.whole) state.absmax[block] = absmax;
   } else if (state.values) {
     std::memcpy(state.values + begin, x, sizeof(float) * n);

@@ -7,12 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
-from lightning_bnb.replace import replace_optimizers
-from torch_bnb.optim import GlobalOptimManager
-from torch_bnb.overrides import OverrideError
+from lightning_bnb.replace import optimizers_in, replace_optimizers
+from torch_bnb import OverrideError, report
+from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
 
 
 class EightBitOptimizer(pl.Callback):
@@ -29,9 +30,10 @@ class EightBitOptimizer(pl.Callback):
         optimizer: Makes the optimizer from the trainable parameters, for example
             ``functools.partial(torch_bnb.optim.AdamW8bit, lr=1e-3)``. ``None`` asks the module.
         optim_bits: Bits per element of state, 8 or 32, for the optimizers that are replaced.
-        replace_torch_optimizers: Replace ``torch.optim`` ``Adam``, ``AdamW`` and ``SGD``. Others are left as they are,
-            also those of torch_bnb, which keep the bits they were built with.
-        embeddings_32bit: ``nn.Embedding`` weights keep 32-bit state unless a hint says otherwise.
+        replace_torch_optimizers: Replace ``torch.optim`` ``Adam``, ``AdamW``, ``SGD``, ``RMSprop`` and ``Adagrad``.
+            Others are left as they are, with a warning; those of torch_bnb keep the bits they were built with.
+        embeddings_32bit: ``nn.Embedding`` weights keep 32-bit state unless a hint says otherwise. ``None``: they do,
+            unless the module was registered with another word.
 
     Raises:
         MisconfigurationException:
@@ -51,7 +53,7 @@ class EightBitOptimizer(pl.Callback):
         optimizer: Callable[[Iterable], Optimizer] | None = None,
         optim_bits: int = 8,
         replace_torch_optimizers: bool = True,
-        embeddings_32bit: bool = True,
+        embeddings_32bit: bool | None = None,
     ) -> None:
         if optim_bits not in (8, 32):
             raise MisconfigurationException(f"EightBitOptimizer: optim_bits={optim_bits!r}: expected 8 or 32")
@@ -93,7 +95,10 @@ class EightBitOptimizer(pl.Callback):
             try:
                 trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
                 configured = original() if self.optimizer is None else self.optimizer(trainable)
-                return self._in_8_bits(configured)
+                configured = self._in_8_bits(configured)
+                for optimizer in optimizers_in(configured):
+                    _tell(optimizer)
+                return configured
             except OverrideError as error:
                 raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
 
@@ -123,3 +128,19 @@ class EightBitOptimizer(pl.Callback):
         if self._restore is not None:
             self._restore()
             self._restore = None
+
+
+def _tell(optimizer: Optimizer) -> None:
+    """One line on what the optimizer's state will take, and a warning where none of it is in 8 bits."""
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, BlockwiseOptimizer):
+        rank_zero_warn(f"EightBitOptimizer: {name} has no 8-bit twin and stays as it is, its state at full precision")
+        return
+    memory = report(optimizer)
+    planned, full = memory.total.planned / 2**20, memory.total.state_32bit / 2**20
+    if not any(row.bits == 8 for row in memory.rows):
+        rank_zero_warn(f"EightBitOptimizer: all state of {name} stays in 32 bits, {planned:.2f} MiB; set optim_bits=8")
+        return
+    embeddings = memory.embedding_bytes / 2**20
+    note = f"; {embeddings:.2f} MiB of it because embeddings keep 32 bits" if embeddings else ""
+    rank_zero_info(f"EightBitOptimizer: state of {name} takes {planned:.2f} MiB instead of {full:.2f} MiB{note}")

@@ -5,7 +5,11 @@ from typing import Any, ClassVar
 
 from torch.optim.optimizer import Optimizer
 
+from lightning_bnb.replace import replace_optimizers
+from torch_bnb import optim
 from torch_bnb.optim import AdamW, GlobalOptimManager
+
+_CHOOSE_BITS = tuple(getattr(optim, name) for name in optim.rules.__all__)  # the others' names say their bits
 
 
 class EightBitOptimizerMixin:
@@ -15,8 +19,8 @@ class EightBitOptimizerMixin:
     own takes precedence; without the callback, the mixin applies the module's declared hints itself.
 
     Attributes:
-        optimizer_class: The optimizer.
-        optimizer_options: Its arguments beside the parameters.
+        optimizer_class: The optimizer; a torch one is replaced by its 8-bit twin.
+        optimizer_options: Its arguments beside the parameters; ``optim_bits`` is 8 unless it says otherwise.
 
     Example::
 
@@ -25,7 +29,7 @@ class EightBitOptimizerMixin:
         >>> from lightning_bnb import EightBitOptimizerMixin, optim_overrides
         >>> @optim_overrides({"embed.weight": {"optim_bits": 32}})
         ... class Model(EightBitOptimizerMixin, LightningModule):
-        ...     optimizer_options = {"lr": 3e-4, "optim_bits": 8}
+        ...     optimizer_options = {"lr": 3e-4}
         ...
         ...     def __init__(self):
         ...         super().__init__()
@@ -36,10 +40,12 @@ class EightBitOptimizerMixin:
     """
 
     optimizer_class: ClassVar[type[Optimizer]] = AdamW
-    optimizer_options: ClassVar[Mapping[str, Any]] = {"optim_bits": 8}
+    optimizer_options: ClassVar[Mapping[str, Any]] = {}
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over the trainable parameters, in one group."""
         GlobalOptimManager.get_instance().register_parameters(self)
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return self.optimizer_class(trainable, **self.optimizer_options)
+        if self.optimizer_class in _CHOOSE_BITS:
+            return self.optimizer_class(trainable, **{"optim_bits": 8, **self.optimizer_options})
+        return replace_optimizers(self.optimizer_class(trainable, **self.optimizer_options), optim_bits=8)

@@ -15,6 +15,8 @@ TWINS: dict[type[Optimizer], type[Optimizer]] = {
     torch.optim.Adam: optim.Adam,
     torch.optim.AdamW: optim.AdamW,
     torch.optim.SGD: optim.SGD,
+    torch.optim.RMSprop: optim.RMSprop,
+    torch.optim.Adagrad: optim.Adagrad,
 }
 
 
@@ -50,14 +52,25 @@ def replace_optimizers(configured: Any, optim_bits: int) -> Any:
     return replaced
 
 
+def optimizers_in(configured: Any) -> list[Optimizer]:
+    """Every optimizer in what ``configure_optimizers`` returned."""
+    if isinstance(configured, Optimizer):
+        return [configured]
+    if isinstance(configured, dict):
+        configured = list(configured.values())
+    nested = configured if isinstance(configured, (list, tuple)) else []
+    return [found for item in nested for found in optimizers_in(item)]
+
+
 def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer:
     """Our optimizer over the very same group dicts, so that whoever holds them sees one set of rates."""
     twin = TWINS[type(optimizer)]
     takes = inspect.signature(twin).parameters
     for group in optimizer.param_groups:
-        for key in ("amsgrad", "differentiable", "capturable"):
-            if group.get(key):
-                raise ValueError(f"{type(optimizer).__name__}({key}=True) has no 8-bit twin in torch_bnb")
+        for key, value in group.items():
+            lacking = key in optimizer.defaults and key not in takes and key != "decoupled_weight_decay"
+            if lacking and value:
+                raise ValueError(f"{type(optimizer).__name__}({key}={value!r}) has no 8-bit twin in torch_bnb")
         group.setdefault("base_lr", _base_lr(group, optimizer))
     defaults = {key: value for key, value in optimizer.defaults.items() if key in takes}
     new = twin(optimizer.param_groups, **{**defaults, "optim_bits": optim_bits})

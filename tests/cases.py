@@ -92,10 +92,11 @@ CASES = {
         (
             {},
             {"momentum": 0.5, "weight_decay": 0.1},
-            {"trust_coefficient": 0.1, "eps": 0.1, "nesterov": True},
+            {"trust_coefficient": 0.01, "eps": 0.1, "nesterov": True},
             {"momentum": 0.0, "maximize": True},
         ),
         lr=1.0,
+        tracks_within=0.08,  # in 16 bits, the smallest of these steps are below what a weight can take
     ),
 }
 

@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler as schedulers
 import torch_bnb as bnb
 from torch_bnb import OverrideError
 from torch_bnb.optim import SGD, AdamW
-from torch_bnb.overrides.hints import HISTORY, notes
+from torch_bnb.overrides.hints import notes
 
 
 class Model(nn.Module):
@@ -139,7 +139,7 @@ def test_every_level_wins_over_those_below_it(manager):
     assert lr() == 8.0
     row = manager.explain(AdamW(groups[0] | {} for _ in range(1)))["inner.weight"]
     assert row.winners == {"lr": "override_config"}
-    assert [voice.value for voice in row.hints] == [8.0, 9.0, 7.0, 6.0, 5.0, 3.0, 4.0, 2.0]
+    assert [voice.value for voice in row.hints] == [8.0, 9.0, 7.0, 5.0, 3.0, 4.0, 2.0]
     assert row.losers["lr"][-1] == "optim_overrides of Outer"
 
 
@@ -264,7 +264,7 @@ def test_overriding_in_a_loop_does_not_pile_up(manager):
     for i in range(200):
         manager.override_config(model.weight, "eps" if i == 3 else "lr", 0.001 * i)
         manager.register_module_override(model, "bias", {"lr": 0.001 * i})
-    assert len(notes(model).hints) <= 2 * HISTORY
+    assert len(notes(model).hints) <= 3
     rows = manager.explain(AdamW(model.named_parameters()))
     assert rows["weight"].overrides == {"eps": 0.003, "lr": pytest.approx(0.199)}
     assert rows["bias"].overrides == {"lr": pytest.approx(0.199)}
@@ -344,7 +344,11 @@ def test_param_groups_make_overrides_explicit(manager):
     model.embed.weight.requires_grad_(True)
     manager.override_config(model.head.bias, "lr", 5e-5)
     groups = bnb.param_groups(model, overrides={"head.*": {"lr": 1e-4}}, weight_decay=0.1)
-    by_name = {name: {k: v for k, v in g.items() if k != "params"} for g in groups for name, _ in g["params"]}
+    by_name = {
+        name: {k: v for k, v in g.items() if k not in ("params", "merged_hints")}
+        for g in groups
+        for name, _ in g["params"]
+    }
     assert by_name["embed.weight"] == {"weight_decay": 0.1, "optim_bits": 32}
     assert by_name["head.weight"] == {"weight_decay": 0.1, "lr": 1e-4}
     assert by_name["head.bias"] == {"weight_decay": 0.0, "lr": 5e-5}
@@ -355,6 +359,81 @@ def test_param_groups_make_overrides_explicit(manager):
     assert optimizer.param_groups[0]["param_names"][0].startswith("blocks")
     rows = manager.explain(optimizer)
     assert rows["head.weight"].lr == 1e-4 and rows["head.bias"].lr == 5e-5 and rows["embed.weight"].bits == 32
+
+
+def test_hints_that_went_into_groups_do_not_apply_again_and_later_ones_do(manager):
+    model = Model()
+    manager.override_named(model, {"head.weight": {"lr_scale": 0.5, "optim_bits": 32}, "head.bias": {"lr": 1e-3}})
+    patterns = {"head.weight": {"optim_bits": 8}, "head.bias": {"lr": 1e-4}}
+    optimizer = AdamW(bnb.param_groups(model, patterns, lr=0.1), lr=0.1, optim_bits=8)
+    rows = manager.explain(optimizer)
+    assert (rows["head.weight"].lr, rows["head.weight"].bits, rows["head.bias"].lr) == (0.05, 8, 1e-4)
+    manager.override_config(model.head.bias, "lr", 5e-5)
+    assert manager.explain(optimizer)["head.bias"].lr == pytest.approx(5e-5)
+
+
+def test_a_framework_that_flattens_a_group_with_overrides_is_an_error(manager):
+    p, q = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(5))
+    manager.override_config(q, "lr", 0.5)
+    optimizer = AdamW([p, q])
+    flat = nn.Parameter(torch.zeros(8))
+    flat.grad = torch.ones(8)
+    optimizer.param_groups[0]["params"] = [flat]
+    with pytest.raises(OverrideError, match="group 0 held 2 parameters, some with overrides, and now holds 1"):
+        optimizer.step()
+
+
+def test_hints_do_not_move_to_parameters_that_only_take_the_position(manager):
+    p, q = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    manager.override_config(p, "lr", 0.5)
+    optimizer = AdamW([p, q], lr=0.01)
+
+    def rates():
+        return [row.lr for row in manager.explain(optimizer)]
+
+    optimizer.param_groups[0]["params"] = [q, p]
+    assert rates() == [0.01, 0.5]
+    optimizer.param_groups[0]["params"] = [q]
+    assert rates() == [0.01]
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
+    assert rates() == [0.01, 0.01]
+
+
+def test_a_hint_moves_with_its_parameter_and_does_not_spread(manager):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+    manager.register_parameters(model)
+    manager.override_config(model[0].weight, "lr", 0.5)
+    manager.override_config(model[1].bias, "lr", 0.25)
+    model[0].weight, model[1].weight = model[1].weight, model[0].weight
+    model[1].bias = None
+    rows = {row.name: row.lr for row in manager.explain(AdamW(model.parameters(), lr=0.01))}
+    assert rows == {
+        "0.weight": 0.01, "0.bias": 0.01, "1.weight": 0.5, "2.0.weight": 0.01, "2.0.bias": 0.01,
+    }  # fmt: skip
+
+
+def test_an_explicit_word_about_embeddings_stays(manager):
+    model = Model()
+    manager.register_parameters(model, embeddings_32bit=False)
+    groups = bnb.param_groups(model)
+    assert not any("optim_bits" in group for group in groups)
+    outer = nn.ModuleList([model])
+    manager.register_parameters(outer, embeddings_32bit=True)
+    assert manager.explain(AdamW(model.parameters(), optim_bits=8))["0.embed.weight"].bits == 32
+
+
+def test_bits_that_a_group_says_stay_through_a_rebuild_and_a_checkpoint(manager):
+    model = Model()
+    manager.register_parameters(model)
+    default = AdamW(model.parameters(), optim_bits=8)
+    again = AdamW(default.param_groups, **default.defaults)
+    explicit = AdamW([{"params": model.parameters(), "optim_bits": 8}])
+    for optimizer, bits in ((default, 32), (again, 32), (explicit, 8)):
+        assert manager.explain(optimizer)["embed.weight"].bits == bits
+    default.load_state_dict(explicit.state_dict())
+    explicit.load_state_dict(again.state_dict())
+    assert manager.explain(default)["embed.weight"].bits == 32
+    assert manager.explain(explicit)["embed.weight"].bits == 8
 
 
 def test_param_groups_refuse_what_a_group_cannot_say(manager):

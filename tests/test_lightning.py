@@ -136,10 +136,13 @@ def test_the_mixin_gives_a_module_its_optimizer():
     @optim_overrides({"embed.weight": {"optim_bits": 32}})
     class Mixed(EightBitOptimizerMixin, Bare):
         optimizer_class = bnb.optim.Adam
-        optimizer_options = {"lr": 3e-4, "optim_bits": 8}
+        optimizer_options = {"lr": 3e-4}
 
-    for callbacks in ([], [EightBitOptimizer()]):
-        module = Mixed()
+    class FromTorch(Mixed):
+        optimizer_class = torch.optim.Adam
+
+    for callbacks, cls in (([], Mixed), ([EightBitOptimizer()], Mixed), ([], FromTorch)):
+        module = cls()
         trainer = fit(module, *callbacks)
         assert type(trainer.optimizers[0]) is bnb.optim.Adam
         assert trainer.optimizers[0].param_groups[0]["lr"] == 3e-4
@@ -337,7 +340,48 @@ def test_an_option_without_a_twin_is_a_misconfiguration():
 def test_other_optimizers_are_left_alone():
     class Other(Bare):
         def configure_optimizers(self):
-            return torch.optim.RMSprop(self.parameters())
+            return torch.optim.Adamax(self.parameters())
 
-    assert type(fit(Other(), EightBitOptimizer()).optimizers[0]) is torch.optim.RMSprop
-    assert type(fit(Model(), EightBitOptimizer(replace_torch_optimizers=False)).optimizers[0]) is torch.optim.AdamW
+    with pytest.warns(UserWarning, match="Adamax has no 8-bit twin and stays as it is"):
+        assert type(fit(Other(), EightBitOptimizer()).optimizers[0]) is torch.optim.Adamax
+    with pytest.warns(UserWarning, match="AdamW has no 8-bit twin and stays as it is"):
+        trainer = fit(Model(), EightBitOptimizer(replace_torch_optimizers=False))
+    assert type(trainer.optimizers[0]) is torch.optim.AdamW
+
+
+def test_state_that_stays_in_32_bits_is_a_warning():
+    class Forgot(Bare):
+        def configure_optimizers(self):
+            return bnb.optim.AdamW(self.parameters())
+
+    with pytest.warns(UserWarning, match="all state of AdamW stays in 32 bits, 0.10 MiB; set optim_bits=8"):
+        fit(Forgot(), EightBitOptimizer())
+
+
+def test_the_callback_says_what_the_state_takes(caplog):
+    with caplog.at_level("INFO"):
+        fit(Model(), EightBitOptimizer())
+    (line,) = [r.getMessage() for r in caplog.records if "EightBitOptimizer" in r.getMessage()]
+    assert line.startswith(
+        "EightBitOptimizer: state of AdamW takes 0.06 MiB instead of 0.10 MiB; 0.04 MiB of it because"
+    )
+
+
+@pytest.mark.parametrize(
+    ("torch_optimizer", "twin"),
+    [
+        (partial(torch.optim.RMSprop, lr=1e-3, momentum=0.9, centered=True), bnb.optim.RMSprop),
+        (partial(torch.optim.Adagrad, lr=1e-2, initial_accumulator_value=0.1), bnb.optim.Adagrad),
+        (partial(torch.optim.SGD, lr=1e-2, momentum=0.9, nesterov=True), bnb.optim.SGD),
+    ],
+    ids=["RMSprop", "Adagrad", "SGD"],
+)
+def test_every_twin_has_the_options_of_its_original(torch_optimizer, twin):
+    class Other(Bare):
+        def configure_optimizers(self):
+            return torch_optimizer(self.parameters())
+
+    (optimizer,) = fit(Other(), EightBitOptimizer()).optimizers
+    assert type(optimizer) is twin
+    for key, value in torch_optimizer.keywords.items():
+        assert optimizer.param_groups[0][key] == value

@@ -25,7 +25,7 @@ def arguments(name, bits=8, n=700, dtype=torch.float32):
     else:
         states, absmax = [torch.zeros(shape) for shape in shapes], []
     optimizer = case.optimizer([torch.zeros(1, requires_grad=True)], **case.configs[0])
-    return params, grads, states, absmax, optimizer.scalars(optimizer.param_groups[0], 1)
+    return params, grads, states, absmax, optimizer.scalars(optimizer.param_groups[0], 1, True)
 
 
 @EVERY_RULE

@@ -1,6 +1,8 @@
 """Overrides: given anytime, anywhere, by parameter and never by accident."""
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -459,8 +461,64 @@ def test_a_declared_name_that_no_longer_exists_is_an_error_of_the_optimizer(mana
     AdamW(Net().parameters())
 
 
-def test_an_option_that_is_not_there_yet_says_so_for_one_parameter_too(manager):
+def test_hints_that_say_nothing_or_reach_nothing_are_errors(manager):
     p = nn.Parameter(torch.zeros(3))
-    manager.override_config(p, "is_sparse", True)
-    with pytest.raises(NotImplementedError, match="skip_zeros=True"):
+    with pytest.raises(bnb.OverrideError, match="no parameters were given"):
+        manager.override_config([], "lr", 0.1)
+    with pytest.raises(TypeError, match="got a tensor that is no parameter"):
+        manager.override_config(p.data, "lr", 0.1)
+    with pytest.raises(bnb.OverrideError, match=r"several options go into key_value_dict"):
+        manager.override_config(p, {"lr": 0.1})
+    with pytest.raises(TypeError, match="got a Linear; see register_module_override"):
+        manager.override_config(nn.Linear(2, 2), "lr", 0.1)
+    with pytest.raises(bnb.OverrideError, match="expected a name, a pattern or a module type, got Parameter"):
+        manager.register_module_override(nn.Linear(2, 2), p, {"lr": 0.1})
+    with pytest.raises(TypeError, match="optim_overrides takes a dict of names and options"):
+        bnb.optim_overrides(Net)
+    with pytest.raises(bnb.OverrideError, match="are the same option, say one of them"):
+        manager.override_config(p, key_value_dict={"skip_zeros": True, "is_sparse": False})
+    manager.override_config(p, "lr_follows_schedule", False)
+    with pytest.raises(bnb.OverrideError, match=r"lr_follows_schedule=False is about an lr of the parameter's own"):
         AdamW([p])
+
+
+def test_a_rate_in_a_tensor_is_copied(manager):
+    p, rate = nn.Parameter(torch.zeros(3)), torch.tensor(0.5)
+    manager.override_config(p, "lr", rate)
+    rate.fill_(9.0)
+    assert step_size(AdamW([p], weight_decay=0), p) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_instances_of_a_decorated_class_are_known_from_the_start():
+    @bnb.optim_overrides({"weight": {"optim_bits": 32}})
+    class Stable(nn.Linear):
+        pass
+
+    model = nn.Sequential(Stable(80, 80), nn.Linear(80, 80))
+    optimizer = AdamW(model.parameters(), optim_bits=8)
+    train(model, optimizer)
+    assert bits(optimizer, model[0].weight) == 32 and bits(optimizer, model[1].weight) == 8
+
+
+def test_a_replaced_parameter_is_freed_at_once(manager):
+    old = nn.Parameter(torch.zeros(8))
+    manager.override_config(old, "lr", 0.5)
+    optimizer = AdamW([old], lr=0.01)
+    watched = weakref.ref(old)
+    optimizer.param_groups[0]["params"] = [nn.Parameter(torch.zeros(8))]
+    del old
+    assert watched() is None
+
+
+def test_a_hint_between_the_last_lookup_and_a_swap_is_not_lost(manager):
+    p, q = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(8))
+    optimizer = AdamW([p, q], lr=0.01, weight_decay=0)
+    manager.override_config(p, "lr", 0.5)
+    new = nn.Parameter(torch.zeros(8))
+    optimizer.param_groups[0]["params"] = [new, q]
+    manager.override_config(new, "eps", 1e-6)
+    assert manager.explain(optimizer)[0].overrides == {"lr": 0.5, "eps": 1e-6}
+
+
+def test_the_manager_copies_as_itself(manager):
+    assert copy.deepcopy(manager) is manager and pickle.loads(pickle.dumps(manager)) is manager

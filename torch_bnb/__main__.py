@@ -1,10 +1,12 @@
 """``python -m torch_bnb plan package.module:factory``: what a model's training takes in memory."""
 
 import argparse
+import ast
 import importlib
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,11 +29,26 @@ def make_model(spec: str, device: str) -> nn.Module:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{spec!r}: {error}") from error
-    with torch.device(device):
-        model = factory()
+    try:
+        with torch.device(device):
+            model = factory()
+    except Exception as error:
+        raise ValueError(f"{spec!r} on device {device!r}: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec!r} made a {type(model).__name__}, expected an nn.Module")
     return model
+
+
+def parse(pairs: Sequence[str]) -> dict[str, Any]:
+    """Options out of ``key=value``, values as Python writes them."""
+    parsed = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise ValueError(f"--option {pair}: expected KEY=VALUE, a number, True, False or a tuple") from None
+    return parsed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,9 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = commands.add_parser("plan", help="bytes of parameters, gradients and optimizer state, before training")
     command.add_argument("model", metavar="SPEC", help="package.module:factory, called without arguments")
     command.add_argument("--overrides", metavar="FILE", help="hints from a YAML or JSON file")
-    rules = [name for name in optim.rules.__all__]
-    command.add_argument("--optimizer", default="AdamW", choices=rules, help="default AdamW")
+    command.add_argument("--optimizer", default="AdamW", choices=optim.rules.__all__, help="default AdamW")
     command.add_argument("--optim-bits", type=int, default=8, choices=(8, 32), help="default 8")
+    command.add_argument(
+        "--option", metavar="KEY=VALUE", action="append", default=[], help="of the optimizer, as momentum=0.9"
+    )
     command.add_argument(
         "--device", default="meta", help="where the model is made; default meta, which takes no memory"
     )
@@ -54,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         overrides = load_overrides(options.overrides) if options.overrides else None
         model = make_model(options.model, options.device)
         GlobalOptimManager.get_instance().register_parameters(model, not options.no_embeddings_32bit)
-        memory = plan(model, getattr(optim, options.optimizer), options.optim_bits, overrides)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+        memory = plan(model, getattr(optim, options.optimizer), options.optim_bits, overrides, **parse(options.option))
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         parser.exit(2, f"{parser.prog} plan: {error}\n")
     print(json.dumps(memory.to_dict(), indent=2) if options.json else memory)
 

@@ -43,7 +43,7 @@ def quantize_blockwise(x: Tensor, signed: bool = True, blocksize: int = BLOCK_SI
 
     Args:
         x: Floating-point tensor of any shape; blocks run along its elements in contiguous order.
-        signed: Use the signed map. With the unsigned one, negative elements are not representable.
+        signed: Use the signed map. With the unsigned one, negative elements become 0.
         blocksize: Elements that share one absmax, at least 1.
 
     Returns:
@@ -64,7 +64,7 @@ def quantize_blockwise(x: Tensor, signed: bool = True, blocksize: int = BLOCK_SI
     """
     if not x.is_floating_point():
         raise ValueError(f"quantize_blockwise: x must be a floating-point tensor, got {x.dtype}")
-    _check_blocksize("quantize_blockwise", blocksize)
+    blocksize = _checked("quantize_blockwise", blocksize, x.numel())
     values = x.detach().to(torch.float32).contiguous()
     codes = torch.empty_like(values, dtype=torch.uint8)
     absmax = torch.empty(blocks(x.numel(), blocksize), dtype=torch.float32, device=x.device)
@@ -93,7 +93,7 @@ def dequantize_blockwise(
     """
     if codes.dtype != torch.uint8:
         raise ValueError(f"dequantize_blockwise: codes must be torch.uint8, got {codes.dtype}")
-    _check_blocksize("dequantize_blockwise", blocksize)
+    blocksize = _checked("dequantize_blockwise", blocksize, codes.numel())
     if absmax.numel() != blocks(codes.numel(), blocksize):
         raise ValueError(
             f"dequantize_blockwise: {codes.numel()} codes in blocks of {blocksize} need "
@@ -104,6 +104,7 @@ def dequantize_blockwise(
     return values.to(dtype)
 
 
-def _check_blocksize(name: str, blocksize: int) -> None:
+def _checked(name: str, blocksize: int, numel: int) -> int:
     if blocksize < 1:
         raise ValueError(f"{name}: blocksize must be at least 1, got {blocksize}")
+    return min(blocksize, max(1, numel))  # a longer block is the whole tensor

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_bnb.optim import AdamW
+from torch_bnb.optim import AdamW, rules
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.base import BlockwiseOptimizer
 from torch_bnb.optim.slots import Place
@@ -24,7 +24,9 @@ class Bytes:
     parameter: int
     gradient: int
     state: int
-    """Of the optimizer, in the configuration at hand."""
+    """Of the optimizer, in the configuration at hand; `report` measures it."""
+    planned: int
+    """The same once every parameter has stepped."""
     state_32bit: int
     """The same with all state in 32 bits."""
     state_8bit: int
@@ -43,7 +45,7 @@ class Row(Bytes):
     """Kept at 32 bits because it is an embedding and nothing else was said."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Memory:
     """Rows, one per parameter, their total, and a table of it as text."""
 
@@ -58,7 +60,7 @@ class Memory:
     @property
     def embedding_bytes(self) -> int:
         """What the default of 32-bit embeddings costs."""
-        return sum(row.state - row.state_8bit for row in self.rows if row.default_embedding)
+        return sum(row.planned - row.state_8bit for row in self.rows if row.default_embedding)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers."""
@@ -68,11 +70,13 @@ class Memory:
     def __str__(self) -> str:
         return _table(self)
 
+    __repr__ = __str__
+
 
 def plan(
     model: nn.Module,
     optimizer: type[BlockwiseOptimizer] = AdamW,
-    optim_bits: int = 8,
+    optim_bits: int | None = None,
     overrides: Mapping[Key, OverrideSpec] | None = None,
     **options: Any,
 ) -> Memory:
@@ -82,7 +86,7 @@ def plan(
         model: On any device, ``meta`` included. Hints about its parameters count as they would for an optimizer built
             now: those that its classes declare, and 32-bit embeddings, once it has been registered.
         optimizer: A class of ``torch_bnb.optim``.
-        optim_bits: Bits per element of state, 8 or 32.
+        optim_bits: Bits per element of state, 8 or 32; None: 8, or what a class like ``Adam32bit`` fixes.
         overrides: Patterns over its names to options, as in `GlobalOptimManager.override_named`, for this plan only.
         **options: Further options of the optimizer that bear on memory, ``momentum`` or ``min_8bit_size``.
 
@@ -97,20 +101,27 @@ def plan(
         >>> memory.total.state_32bit, memory.total.state
         (134217728, 34078720)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"plan: expected an nn.Module, got {type(model).__name__}")
+    if not (isinstance(optimizer, type) and issubclass(optimizer, BlockwiseOptimizer)):
+        raise TypeError(f"plan: expected an optimizer class of torch_bnb.optim, got {optimizer!r}")
+    if optim_bits is None and optimizer in (getattr(rules, name) for name in rules.__all__):
+        optim_bits = 8
+    if optim_bits is not None:
+        options["optim_bits"] = optim_bits
     found = GlobalOptimManager.get_instance().named_hints(model, overrides)
     trainable = [(name, parameter) for name, parameter, _ in found if parameter.requires_grad]
     places: dict[int, Place] = {}
     if trainable:
-        built = optimizer(trainable, optim_bits=optim_bits, **options)
+        built = optimizer(trainable, **options)
         hints = {id(parameter): hints for _, parameter, hints in found}
         places = {id(place.parameter): place for place in built.configurations(hints)}
     rows = []
     for name, parameter, _ in found:
         if place := places.get(id(parameter)):
-            state = len(place.states) * storage.size(parameter.numel(), place.bits, place.config["block_wise"])
-            rows.append(_row(place, _size(parameter), state))
+            rows.append(_row(place, _size(parameter), _planned(place)))
         else:
-            rows.append(Row(_size(parameter), 0, 0, 0, 0, name, tuple(parameter.shape), None, False))
+            rows.append(Row(_size(parameter), 0, 0, 0, 0, 0, name, tuple(parameter.shape), None, False))
     return Memory(tuple(rows), f"{type(model).__name__}, planned for {optimizer.__name__}")
 
 
@@ -124,6 +135,8 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
     Returns:
         A row for every parameter of its groups.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"report: expected a torch.optim.Optimizer, got {type(optimizer).__name__}; see plan")
     rows = []
     if isinstance(optimizer, BlockwiseOptimizer):
         for place in optimizer.configurations():
@@ -137,7 +150,18 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
                 state = _size_of_state(optimizer.state.get(parameter, {}))
                 name = f"group {g}, parameter {i}"
                 rows.append(
-                    Row(_size(parameter), gradient, state, state, state, name, tuple(parameter.shape), None, False)
+                    Row(
+                        _size(parameter),
+                        gradient,
+                        state,
+                        state,
+                        state,
+                        state,
+                        name,
+                        tuple(parameter.shape),
+                        None,
+                        False,
+                    )
                 )
     return Memory(tuple(rows), f"{type(optimizer).__name__}, measured")
 
@@ -149,6 +173,7 @@ def _row(place: Place, gradient: int, state: int) -> Row:
         parameter=_size(place.parameter),
         gradient=gradient,
         state=state,
+        planned=_planned(place),
         state_32bit=len(place.states) * storage.size(place.parameter.numel(), 32),
         state_8bit=len(place.states)
         * storage.size(place.parameter.numel(), 8 if in_8bit else 32, place.config["block_wise"]),
@@ -157,6 +182,10 @@ def _row(place: Place, gradient: int, state: int) -> Row:
         bits=place.bits,
         default_embedding=in_8bit and bool(said) and all(hint.level is Level.EMBEDDING for hint in said),
     )
+
+
+def _planned(place: Place) -> int:
+    return len(place.states) * storage.size(place.parameter.numel(), place.bits, place.config["block_wise"])
 
 
 def _size(tensor: Tensor) -> int:

@@ -1,16 +1,23 @@
 """Typed wrappers of the compiled operators: lists of tensors in, updated in place. No policy, no state."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from torch_bnb import _C  # noqa: F401  (loading it registers torch.ops.torch_bnb and torch.ops.torch_bnb_codec)
+try:
+    from torch_bnb import _C  # noqa: F401  (loading it registers torch.ops.torch_bnb and torch.ops.torch_bnb_codec)
+except ImportError as error:
+    raise ImportError(
+        f"torch_bnb's kernels are not built here ({error}): pip install --no-build-isolation -e ."
+    ) from None
 
 BLOCK_SIZE: int = torch.ops.torch_bnb_codec.block_size()
 """Elements that share one absmax in an optimizer state."""
 
 
+@functools.cache
 def has_kernel(rule: str, device: torch.device) -> bool:
     """Whether this build has `rule` for the type of `device`."""
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device.type)

@@ -1,7 +1,6 @@
 """Tables as text: drawn by rich where it is installed, aligned columns otherwise. Knows nothing of what they show."""
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 
 
@@ -38,11 +37,11 @@ def _rich(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[s
 
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
     for column in header:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=column not in left)
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    # A terminal's own width, else room for everything: text that goes to a file or a notebook is not cut.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    # Room for everything, and no colours: what is too wide for a terminal wraps there, but no name is cut anywhere.
+    console = Console(width=10_000, color_system=None)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().split("\n")).strip("\n")

@@ -10,13 +10,16 @@ from torch_bnb import codec
 from torch_bnb.optim.state import HISTORY, State, absmax_key, codes_key
 
 
-def restore(saved: Mapping[str, Any], params: Sequence[Tensor], states: Iterable[str], who: str) -> dict[Tensor, State]:
+def restore(
+    saved: Mapping[str, Any], params: Sequence[Tensor], states: Iterable[str], required: Sequence[set[str]], who: str
+) -> dict[Tensor, State]:
     """Every parameter's state, on the parameter's device, shared with nobody.
 
     Args:
         saved: A ``state_dict()``.
         params: The loading optimizer's parameters, in the order of its groups.
         states: The state names that its rule knows.
+        required: By parameter, the states that its configuration cannot do without.
         who: Its class, for errors.
 
     Raises:
@@ -29,13 +32,15 @@ def restore(saved: Mapping[str, Any], params: Sequence[Tensor], states: Iterable
     if strangers := saved["state"].keys() - set(indices):
         raise ValueError(f"{who}: the checkpoint's state has keys that no group names: {sorted(strangers)}")
     return {
-        parameter: _restore_one(saved["state"][index], list(states), parameter, f"{who}, parameter {index}")
-        for index, parameter in zip(indices, params, strict=True)
+        parameter: _restore_one(saved["state"][index], list(states), needed, parameter, f"{who}, parameter {index}")
+        for index, parameter, needed in zip(indices, params, required, strict=True)
         if saved["state"].get(index)
     }
 
 
-def _restore_one(saved: Mapping[str, Any], states: list[str], parameter: Tensor, what: str) -> State:
+def _restore_one(
+    saved: Mapping[str, Any], states: list[str], required: set[str], parameter: Tensor, what: str
+) -> State:
     known = {"step", HISTORY, *states, *map(codes_key, states), *map(absmax_key, states)}
     if unknown := saved.keys() - known:
         raise ValueError(f"{what}: unknown state {sorted(unknown)}; expected some of {sorted(known)}")
@@ -55,7 +60,15 @@ def _restore_one(saved: Mapping[str, Any], states: list[str], parameter: Tensor,
             result[absmax] = _tensor(saved[absmax], torch.float32, blocks, parameter, f"{what}: {absmax!r}")
         elif saved.get(name) is not None:
             result[name] = _tensor(saved[name], torch.float32, parameter.shape, parameter, f"{what}: {name!r}")
+    if result and not set(map(_name, result)) >= required:
+        missing = sorted(required - set(map(_name, result)))
+        raise ValueError(f"{what}: the checkpoint lacks {', '.join(map(repr, missing))}; it is of another rule")
     return result
+
+
+def _name(key: str) -> str:
+    """The state that an entry belongs to."""
+    return key.removesuffix("_codes").removesuffix("_absmax")
 
 
 def _tensor(value: Any, dtype: torch.dtype, shape: torch.Size, parameter: Tensor, what: str) -> Tensor:

@@ -1,8 +1,9 @@
 """Optimizers with 8-bit or 32-bit state, and the manager of their overrides."""
 
 from torch_bnb.optim import rules, variants
+from torch_bnb.optim.base import BlockwiseOptimizer
 from torch_bnb.optim.rules import *  # noqa: F403
 from torch_bnb.optim.variants import *  # noqa: F403
 from torch_bnb.overrides import GlobalOptimManager
 
-__all__ = ["GlobalOptimManager", *rules.__all__, *variants.__all__]
+__all__ = ["BlockwiseOptimizer", "GlobalOptimManager", *rules.__all__, *variants.__all__]

@@ -20,10 +20,10 @@ from torch_bnb.optim import options
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.clipping import percentile_scale
 from torch_bnb.optim.options import CommonOptions, rounding_key
-from torch_bnb.optim.slots import Place, Slot, SlotTable, without_idle_defaults
+from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force
 from torch_bnb.optim.state import State
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
-from torch_bnb.overrides.hints import Hint
+from torch_bnb.overrides.hints import Hint, identity
 from torch_bnb.overrides.resolve import merge
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -36,9 +36,13 @@ class Call:
     scalars: dict[str, float]
     options: dict[str, Any]
     """Keyword arguments of the operator that hold for all parameters."""
+    active: Mapping[str, bool]
+    """The states that the configuration needs."""
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    """The step that each state reaches."""
     keys: list[int] = field(default_factory=list)
     """For stochastic rounding; empty without."""
     grad_scales: list[Tensor] = field(default_factory=list)
@@ -62,20 +66,27 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        spec.register(cls.__name__, cls.options)
+        if "options" in vars(cls):
+            spec.register(cls.options)
         cls.__doc__ = (cls.__doc__ or "").replace("{common}", options.DOC)
         cls.__signature__ = options.full_signature(cls.__init__)
 
     def __init__(self, params: ParamsT, rule_options: dict[str, Any], common: CommonOptions) -> None:
         if unknown := common.keys() - options.DEFAULTS.keys():
-            raise TypeError(f"{type(self).__name__} got unexpected options: {', '.join(sorted(unknown))}")
+            raise TypeError(options.unexpected(type(self), sorted(unknown)[0]))
         self._slots = SlotTable()
         defaults = {**rule_options, **options.DEFAULTS, **common}
         super().__init__(params, options.check(defaults, self.options, type(self).__name__))
         self._update_slots()
 
-    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
-        """The rule's scalars, by the names of its kScalars, for a parameter's `step` (from 1)."""
+    def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
+        """The rule's scalars, by the names of its kScalars.
+
+        Args:
+            config: The options in force.
+            step: The parameter's, from 1.
+            fresh: It has no state yet.
+        """
         raise NotImplementedError
 
     def active_states(self, config: Mapping[str, Any]) -> Mapping[str, bool]:
@@ -92,7 +103,10 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         index = len(self.param_groups)
-        explicit_bits = "optim_bits" in param_group
+        ours = "base_lr" in param_group  # it was in one of our optimizers before, and every option in it is filled in
+        explicit_bits = "optim_bits" in param_group and not ours
+        for key in param_group:
+            options.refuse_misspelt(key, self.options, f"{type(self).__name__}, group {index}")
         super().add_param_group(param_group)
         group = self.param_groups[index]
         what = f"{type(self).__name__}, group {index}"
@@ -118,7 +132,9 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     def _checked_overrides(self, overrides: dict[str, Any], group: Mapping[str, Any], what: str) -> dict[str, Any]:
         if not overrides:
             return overrides
-        checked = options.check(spec.validate_for(type(self).__name__, overrides, what), self.options, what)
+        checked = options.check(
+            spec.validate_for(type(self).__name__, self.options, overrides, what), self.options, what
+        )
         try:
             self.check({**group, **checked})
         except ValueError as error:
@@ -134,24 +150,24 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         names = GlobalOptimManager.get_instance().parameter_names()
         places = []
         for g, (group, slots) in enumerate(zip(self.param_groups, self._update_slots(), strict=True)):
-            for i, slot in enumerate(slots):
+            for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
                 if hints is not None:
-                    assumed = without_idle_defaults(hints[id(slot.parameter)], group)
-                    what = f"parameter {i} of group {g}"
-                    slot = Slot(slot.parameter, assumed, self._checked_overrides(merge(assumed), group, what))
-                own = group["param_names"][i] if "param_names" in group else names.get(id(slot.parameter))
+                    assumed = in_force(hints[id(parameter)], group)
+                    what = f"override for parameter {i} of group {g}"
+                    slot = Slot(slot.identity, assumed, self._checked_overrides(merge(assumed), group, what))
+                own = group["param_names"][i] if "param_names" in group else names.get(id(parameter))
                 config = slot.config(group)
                 places.append(
                     Place(
                         name=own or f"group {g}, parameter {i}",
                         group=g,
                         position=i,
-                        parameter=slot.parameter,
+                        parameter=parameter,
                         hints=slot.hints,
                         overrides=slot.overrides,
                         config=config,
                         states=self.active_states(config),
-                        bits=8 if storage.wants_8bit(config, slot.parameter) else 32,
+                        bits=8 if storage.wants_8bit(config, parameter) else 32,
                     )
                 )
         return places
@@ -171,9 +187,14 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        calls, steps = self._prepare_calls()
+        calls = self._prepare_calls()
         for call in calls:
-            pairs = [storage.tensors(state, name) for name in self.states for state in call.states]
+            none = (storage.ABSENT, storage.ABSENT)
+            pairs = [
+                storage.tensors(state, name) if name in call.active else none
+                for name in self.states
+                for state in call.states
+            ]
             values, absmax = zip(*pairs, strict=True)
             grad_scales = torch.stack(call.grad_scales) if call.grad_scales else None
             own = {"keys": call.keys, "grad_scales": grad_scales}
@@ -181,35 +202,36 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             for parameter, contiguous in call.strided:
                 parameter.copy_(contiguous)
             torch.autograd.graph.increment_version(call.params)
-        for state, step in steps:
-            state["step"] = step
+            for state, step in zip(call.states, call.steps, strict=True):
+                state["step"] = step
         return loss
 
-    def _prepare_calls(self) -> tuple[list[Call], list[tuple[State, int]]]:
+    def _prepare_calls(self) -> list[Call]:
         """Calls by device and scalars, and the step that each state reaches. Checks everything, moves no weight."""
         calls: dict[tuple, Call] = {}
-        steps: list[tuple[State, int]] = []
-        seen: dict[tuple[int, int, int], tuple[Mapping[str, Any], dict[str, float], dict[str, Any], tuple]] = {}
+        seen: dict[tuple[int, int, int, bool], tuple[Any, ...]] = {}
         index = -1
         for g, (group, slots) in enumerate(zip(self.param_groups, self._update_slots(), strict=True)):
-            for i, slot in enumerate(slots):
+            for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
                 index += 1
-                parameter, grad = slot.parameter, slot.parameter.grad
+                grad = parameter.grad
                 if grad is None:
                     continue
                 self._check_grad(parameter, grad, g, i)
                 state = self.state[parameter]
                 step = state.get("step", 0) + 1
-                if (place := (g, id(slot.overrides), step)) not in seen:
+                fresh = not any(storage.has(state, name) for name in self.states)
+                if (place := (g, id(slot.overrides), step, fresh)) not in seen:
                     config = slot.config(group)
-                    scalars, arguments = self.scalars(config, step), options.arguments(config)
-                    clips = config["percentile_clipping"] < 100
-                    seen[place] = config, scalars, arguments, (*scalars.values(), *arguments.values(), clips)
-                config, scalars, arguments, key = seen[place]
-                self._prepare_state(state, self.active_states(config), parameter, config)
+                    scalars, arguments = self.scalars(config, step, fresh), options.arguments(config)
+                    active, clips = self.active_states(config), config["percentile_clipping"] < 100
+                    key = (*scalars.values(), *arguments.values(), *active, clips)
+                    seen[place] = config, active, scalars, arguments, key
+                config, active, scalars, arguments, key = seen[place]
+                self._prepare_state(state, active, parameter, config)
                 call = calls.get((parameter.device, key))
                 if call is None:
-                    call = calls[parameter.device, key] = Call(scalars, arguments)
+                    call = calls[parameter.device, key] = Call(scalars, arguments, active)
                 contiguous = parameter.contiguous()
                 if contiguous is not parameter:
                     call.strided.append((parameter, contiguous))
@@ -221,8 +243,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 if config["percentile_clipping"] < 100:
                     history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
                     call.grad_scales.append(percentile_scale(history, grad, config))
-                steps.append((state, step))
-        return list(calls.values()), steps
+                call.steps.append(step)
+        return list(calls.values())
 
     def _prepare_state(
         self, state: State, states: Mapping[str, bool], parameter: Tensor, config: Mapping[str, Any]
@@ -258,13 +280,14 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         loaded: dict[Tensor, State] = {}
 
         def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
-            params = [parameter for group in self.param_groups for parameter in group["params"]]
-            loaded.update(restore(incoming, params, self.states, type(self).__name__))
+            places = self.configurations()  # a hint that cannot be is an error before anything changes
+            params, needed = [place.parameter for place in places], [set(place.states) for place in places]
+            loaded.update(restore(incoming, params, self.states, needed, type(self).__name__))
             return {**incoming, "state": {}, "param_groups": self._merged_groups(incoming["param_groups"])}
 
         def put(_: torch.optim.Optimizer) -> None:
             self.state.update(loaded)
-            self._convert_state()
+            self._restore_precision()
 
         # torch would cast every tensor of the state to its parameter's dtype, so the state goes past it: taken out
         # after the user's own pre-hooks have run, put in before their post-hooks do.
@@ -281,21 +304,26 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     def _merged_groups(self, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(saved) != len(self.param_groups):
             return saved  # torch's own error follows
-        return [
-            {"base_lr": own["base_lr"], **group, **{key: own[key] for key in options.STORAGE}}
-            for own, group in zip(self.param_groups, saved, strict=True)
-        ]
+        merged = []
+        for index, (own, group) in enumerate(zip(self.param_groups, saved, strict=True)):
+            kept = {key: own[key] for key in (*options.STORAGE, *options.ABOUT_GROUP) if key in own}
+            theirs = {key: value for key, value in group.items() if key not in options.ABOUT_GROUP}
+            checked = options.check(theirs, self.options, f"{type(self).__name__}, group {index} of the checkpoint")
+            merged.append({"base_lr": own["base_lr"], **checked, **kept})
+        return merged
 
-    def _convert_state(self) -> None:
+    def _restore_precision(self) -> None:
+        """Decodes 8-bit state that belongs in 32 bits. The other way loses and waits for the step: hints may follow."""
         for group, slots in zip(self.param_groups, self._update_slots(), strict=True):
-            for slot in slots:
-                state = self.state.get(slot.parameter, {})
+            for parameter, slot in zip(group["params"], slots, strict=True):
+                state, config = self.state.get(parameter, {}), slot.config(group)
                 kept = {name: signed for name, signed in self.states.items() if storage.has(state, name)}
-                self._prepare_state(state, kept, slot.parameter, slot.config(group))
+                if kept and not storage.wants_8bit(config, parameter):
+                    self._prepare_state(state, kept, parameter, config)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_hints": [[slot.hints for slot in row] for row in self._slots.rows]}
+        return {**super().__getstate__(), "_hints": [[slot.hints for slot in row] for row in self._update_slots()]}
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -309,5 +337,4 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
         if hints is not None:  # unpickled or copied: what was said of the original's parameters holds for these
             rows = zip(self.param_groups, hints, strict=True)
-            self._slots = SlotTable([list(map(Slot, group["params"], row)) for group, row in rows])
-        self._slots.invalidate()
+            self._slots = SlotTable([list(map(Slot, map(identity, group["params"]), row)) for group, row in rows])

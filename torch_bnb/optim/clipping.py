@@ -1,4 +1,4 @@
-"""Percentile clipping: a gradient is scaled down to a percentile of its own recent norms. Never waits for the device."""
+"""Percentile clipping: a gradient scaled down to a percentile of its own recent norms. Never waits for the device."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, OverrideSpec
+from torch_bnb.overrides.hints import next_order
 from torch_bnb.overrides.resolve import Key, merge
 
 
@@ -14,7 +15,7 @@ def param_groups(
     overrides: Mapping[Key, OverrideSpec] | None = None,
     weight_decay: float | None = None,
     lr: float | None = None,
-    embeddings_32bit: bool = True,
+    embeddings_32bit: bool | None = None,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of a model, in one group per set of options, with their names.
 
@@ -28,11 +29,12 @@ def param_groups(
         weight_decay: For parameters with two dimensions or more; biases and norms get 0. None leaves it to the
             optimizer.
         lr: The main rate. Needed where a hint says ``lr_scale``.
-        embeddings_32bit: ``nn.Embedding`` weights keep 32-bit state unless a hint says otherwise.
+        embeddings_32bit: As in `GlobalOptimManager.register_parameters`.
 
     Returns:
-        Groups as ``torch.optim`` takes them: ``params`` holds (name, parameter) pairs. The largest set of options, the
-        plain one, comes first; a tied parameter comes once.
+        Groups as ``torch.optim`` takes them: ``params`` holds (name, parameter) pairs, a tied parameter once. Those
+        with the fewest options of their own come first. Hints given so far are in the groups and do not apply again;
+        later ones do.
 
     Raises:
         OverrideError: A pattern fits no parameter, an option is unknown or impossible, or cannot be a group's.
@@ -41,21 +43,20 @@ def param_groups(
         >>> import torch, torch_bnb as bnb
         >>> model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(100, 64), "head": torch.nn.Linear(64, 100)})
         >>> groups = bnb.param_groups(model, overrides={"head.*": {"lr": 1e-4}}, weight_decay=0.1)
-        >>> [([name for name, _ in g.pop("params")], g) for g in groups]  # doctest: +NORMALIZE_WHITESPACE
-        [(['embed.weight'], {'weight_decay': 0.1, 'optim_bits': 32}),
-         (['head.weight'], {'weight_decay': 0.1, 'lr': 0.0001}),
-         (['head.bias'], {'weight_decay': 0.0, 'lr': 0.0001})]
+        >>> [(g["params"][0][0], g["weight_decay"], g.get("lr"), g.get("optim_bits")) for g in groups]
+        [('embed.weight', 0.1, None, 32), ('head.weight', 0.1, 0.0001, None), ('head.bias', 0.0, 0.0001, None)]
     """
     manager = GlobalOptimManager.get_instance()
     manager.register_parameters(model, embeddings_32bit)
     groups: dict[tuple, dict[str, Any]] = {}
+    merged = next_order()
     for name, parameter, hints in manager.named_hints(model, overrides):
         if not (parameter.requires_grad and parameter.is_floating_point()):
             continue
         options = {} if weight_decay is None else {"weight_decay": weight_decay if parameter.dim() > 1 else 0.0}
         options |= _as_group(merge(hints), lr, name)
         key = tuple(sorted(options.items()))
-        groups.setdefault(key, {"params": [], **options})["params"].append((name, parameter))
+        groups.setdefault(key, {"params": [], **options, "merged_hints": merged})["params"].append((name, parameter))
     return sorted(groups.values(), key=lambda group: len(group))
 
 

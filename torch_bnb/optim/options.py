@@ -1,5 +1,6 @@
 """What every optimizer takes beside its rule's own options, and what of it cannot be honoured."""
 
+import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -45,12 +46,12 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
         min_8bit_size: Parameters with fewer elements keep 32-bit state.
         percentile_clipping: Scales a gradient down to this percentile of its last 100 norms; 100 is off.
         block_wise: An absmax for every 256 elements of an 8-bit state; False: one for the whole tensor.
-        max_unorm: Scales an update, before the learning rate, down to this multiple of its parameter's norm; 0 is off. A
-            parameter of norm 0 has no limit.
+        max_unorm: Scales an update, before the learning rate, down to this multiple of its parameter's norm; 0 is off.
+            A parameter of norm 0 has no limit.
         skip_zeros: Elements with zero gradient stay as they are, their state included.
         maximize: Ascend instead of descend.
-        state_rounding: How 8-bit states are rounded, "nearest" or "stochastic" (to either code around a number, such that
-            the mean is the number).
+        state_rounding: How 8-bit states are rounded, "nearest" or "stochastic" (to either code around a number, such
+            that the mean is the number).
         weight_rounding: The same for bfloat16 and float16 parameters.
         seed: Of stochastic rounding; results are the same for the same seed, on any number of threads.
         foreach: As torch users pass it; every step takes all parameters at once.
@@ -63,6 +64,30 @@ CONSTRUCTOR_ONLY = {"foreach": spec.FLAG_OR_NONE, "fused": spec.FLAG_OR_NONE, "c
 
 STORAGE = ("optim_bits", "min_8bit_size", "block_wise")
 """How state is kept. This is the program's choice: a checkpoint does not overrule it, its state is converted."""
+
+
+ABOUT_GROUP = ("explicit_bits", "merged_hints")
+"""Notes about how a group was made in this program; a checkpoint does not speak of them."""
+
+
+def refuse_misspelt(key: str, rule_options: Mapping[str, spec.Option], what: str) -> None:
+    """Raises ValueError for a group's key that is nearly an option. Other keys belong to schedulers and frameworks."""
+    known = {**spec.COMMON, **rule_options, **CONSTRUCTOR_ONLY}
+    if key in spec.HINT_ONLY or key in spec.ALIASES:
+        raise ValueError(f"{what}: {key!r} is an override's option, not a group's")
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+    if key not in known and near:
+        raise ValueError(f"{what}: unknown option {key!r}, did you mean {near[0]!r}?")
+
+
+def unexpected(optimizer: type, key: str) -> str:
+    """What to say of a constructor argument that there is not."""
+    known = list(optimizer.__signature__.parameters)[1:]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else f"; it takes {', '.join(known)}"
+    if key == "is_paged":
+        hint = "; the Paged variants are classes of their own, PagedAdamW8bit for one"
+    return f"{optimizer.__name__} got an unexpected option {key!r}{hint}"
 
 
 def check(config: Mapping[str, Any], rule_options: Mapping[str, spec.Option], what: str) -> dict[str, Any]:
@@ -127,5 +152,6 @@ def full_signature(constructor: Any) -> inspect.Signature:
     common = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[key])
         for key, default in DEFAULTS.items()
+        if key not in signature.parameters
     ]
     return signature.replace(parameters=[*own, *common], return_annotation=inspect.Signature.empty)

@@ -62,7 +62,7 @@ class Adam(BlockwiseOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, common)
 
     @override
-    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         beta1, beta2 = config["betas"]
         return {
             "lr": float(config["lr"]),
@@ -194,9 +194,9 @@ class SGD(BlockwiseOptimizer):
         return self.states if config["momentum"] else {}
 
     @override
-    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         momentum = config["momentum"]
-        fresh = step == 1 or momentum == 0
+        fresh = fresh or momentum == 0
         return {
             "lr": float(config["lr"]),
             "weight_decay": config["weight_decay"],
@@ -248,7 +248,7 @@ class Lion(BlockwiseOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, common)
 
     @override
-    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         beta1, beta2 = config["betas"]
         return {
             "lr": float(config["lr"]),
@@ -322,7 +322,7 @@ class RMSprop(BlockwiseOptimizer):
         return {name: signed for name, signed in self.states.items() if name not in absent}
 
     @override
-    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         return {
             "lr": float(config["lr"]),
             "alpha": config["alpha"],
@@ -391,7 +391,7 @@ class Adagrad(BlockwiseOptimizer):
         return config["initial_accumulator_value"]
 
     @override
-    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         return {
             "lr": float(config["lr"]) / (1 + (step - 1) * config["lr_decay"]),
             "eps": config["eps"],
@@ -469,7 +469,7 @@ class AdEMAMix(BlockwiseOptimizer):
             raise ValueError(f"t_beta3={config['t_beta3']} needs 0 < beta1 <= beta3, got betas={config['betas']!r}")
 
     @override
-    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         beta1, beta2, beta3 = config["betas"]
         alpha = config["alpha"]
         if config["t_alpha"] is not None:
@@ -601,7 +601,7 @@ class LARS(BlockwiseOptimizer):
         return self.states if config["momentum"] else {}
 
     @override
-    def scalars(self, config: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         return {
             "lr": float(config["lr"]),
             "weight_decay": config["weight_decay"],

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_bnb.overrides import GlobalOptimManager
-from torch_bnb.overrides.hints import Hint, Level
+from torch_bnb.overrides import GlobalOptimManager, OverrideError
+from torch_bnb.overrides.hints import Hint, Level, identity
 from torch_bnb.overrides.resolve import merge
 
 Group = Mapping[str, Any]
@@ -16,9 +16,10 @@ Checked = Callable[[dict[str, Any], Group, str], dict[str, Any]]
 
 @dataclass
 class Slot:
-    """One place. A hint given on a Parameter stays with its place when a framework puts another Parameter there."""
+    """One place. Refers to no parameter, so that one which a framework replaces is freed at once."""
 
-    parameter: Tensor
+    identity: tuple[int, int]
+    """Of the parameter that was here when the slot was made."""
     hints: list[Hint]
     overrides: dict[str, Any] = field(default_factory=dict)
     """What the hints add up to; one object for all slots of the optimizer where they add up to the same."""
@@ -31,11 +32,15 @@ class Slot:
 
 
 class SlotTable:
-    """All slots of an optimizer, by group and position, looked up again only when something has changed."""
+    """All slots of an optimizer, by group and position, looked up again only when something has changed.
+
+    A hint given on a Parameter stays with its place when a framework puts another Parameter there.
+    """
 
     def __init__(self, rows: list[list[Slot]] | None = None) -> None:
         self.rows: list[list[Slot]] = rows or []
         self._seen_version: int | None = None
+        GlobalOptimManager.get_instance().follow(self)
 
     def update(self, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
         """Slots for today's groups, parameters and hints.
@@ -51,34 +56,57 @@ class SlotTable:
             self._seen_version = version
         return self.rows
 
-    def invalidate(self) -> None:
-        """Makes the next `update` look everything up."""
-        self._seen_version = None
+    def receive(self, parameter: Tensor, hint: Hint) -> None:
+        """Notes a hint on a parameter that is here, in case the parameter is replaced before the next `update`."""
+        known = identity(parameter)
+        for row in self.rows:
+            for slot in row:
+                if slot.identity == known:
+                    slot.hints = [*slot.hints, hint]
 
     def _fits(self, groups: Sequence[Group]) -> bool:
         return len(self.rows) == len(groups) and all(
             len(row) == len(group["params"])
-            and all(slot.parameter is parameter for slot, parameter in zip(row, group["params"], strict=True))
+            and all(slot.identity == identity(p) for slot, p in zip(row, group["params"], strict=True))
             for row, group in zip(self.rows, groups, strict=True)
         )
 
     def _look_up(self, manager: GlobalOptimManager, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
         params = [groups[g]["params"][i] for g, i in places]
-        carried = {index: self._given_on_parameter(g, i) for index, (g, i) in enumerate(places)}
+        if len({id(parameter) for parameter in params}) < len(params):
+            raise ValueError("a parameter appears more than once in the optimizer's groups")
+        carried = self._carried(groups)
+        names = manager.parameter_names()
+        found = manager.hints_for(params, {index: carried.get(place, []) for index, place in enumerate(places)})
         rows: list[list[Slot]] = [[] for _ in groups]
         shared: dict[tuple, dict[str, Any]] = {}
-        for (g, i), parameter, hints in zip(places, params, manager.hints_for(params, carried), strict=True):
-            what = f"override for parameter {i} of group {g}, shape {tuple(parameter.shape)}"
-            hints = without_idle_defaults(hints, groups[g])
-            overrides = checked(merge(hints), groups[g], what)
+        for (g, i), parameter, hints in zip(places, params, found, strict=True):
+            name = names.get(id(parameter), f"parameter {i} of group {g}")
+            hints = in_force(hints, groups[g])
+            overrides = checked(merge(hints), groups[g], f"override for {name}, shape {tuple(parameter.shape)}")
             overrides = shared.setdefault(tuple(sorted(overrides.items())), overrides)
-            rows[g].append(Slot(parameter, hints, overrides))
+            rows[g].append(Slot(identity(parameter), hints, overrides))
         return rows
 
-    def _given_on_parameter(self, g: int, i: int) -> list[Hint]:
-        hints = self.rows[g][i].hints if g < len(self.rows) and i < len(self.rows[g]) else []
-        return [hint for hint in hints if hint.level is Level.PARAMETER]
+    def _carried(self, groups: Sequence[Group]) -> dict[tuple[int, int], list[Hint]]:
+        """By place, the hints given on a Parameter that has been there, or that another has replaced there."""
+        now = {identity(p) for group in groups for p in group["params"]}
+        before = {slot.identity for row in self.rows for slot in row}
+        carried = {}
+        for g, (row, group) in enumerate(zip(self.rows, groups, strict=False)):
+            arrived = [identity(p) for p in group["params"] if identity(p) not in before]
+            if len(row) == len(group["params"]) and len(self.rows) <= len(groups):
+                for i, (slot, p) in enumerate(zip(row, group["params"], strict=True)):
+                    replaced = slot.identity not in now and identity(p) not in before
+                    if slot.identity == identity(p) or replaced:
+                        carried[g, i] = [hint for hint in slot.hints if hint.level is Level.PARAMETER]
+            elif arrived and any(slot.overrides and slot.identity not in now for slot in row):
+                raise OverrideError(
+                    f"group {g} held {len(row)} parameters, some with overrides, and now holds {len(group['params'])} "
+                    "others: an engine that flattens parameters sees groups only, see bnb.param_groups"
+                )
+        return carried
 
 
 @dataclass(frozen=True)
@@ -98,10 +126,19 @@ class Place:
     """Of each element of state, 8 or 32."""
 
 
-def without_idle_defaults(hints: list[Hint], group: Group) -> list[Hint]:
-    """Without the default for embeddings where the group's state is 32-bit anyway, or its own words are 8."""
+def in_force(hints: list[Hint], group: Group) -> list[Hint]:
+    """Without those that a group's own words make idle.
+
+    That is the default for embeddings where the group's state is 32-bit anyway or it says itself how many bits; and, in
+    a group that `param_groups` made, every hint that went into it.
+    """
     idle = group["optim_bits"] == 32 or group.get("explicit_bits", False)
-    return [hint for hint in hints if not (idle and hint.level is Level.EMBEDDING)]
+    merged = group.get("merged_hints")
+    return [
+        hint
+        for hint in hints
+        if not (idle and hint.level is Level.EMBEDDING) and (merged is None or hint.rank[-1] > merged)
+    ]
 
 
 def effective_lr(group: Group, overrides: Mapping[str, Any]) -> float:

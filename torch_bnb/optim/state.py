@@ -87,7 +87,10 @@ def prepare(
             codes, absmax = state.pop(codes_key(name)), state.pop(absmax_key(name))
             values = codec.dequantize_blockwise(codes, absmax, signed, kept)
         if blocksize:
-            state[codes_key(name)], state[absmax_key(name)] = codec.quantize_blockwise(values, signed, blocksize)
+            codes, absmax = codec.quantize_blockwise(values, signed, blocksize)
+            if not signed:  # as the kernel does: a small second moment is not zero
+                codes[(codes == 0) & (values > 0)] = 1
+            state[codes_key(name)], state[absmax_key(name)] = codes, absmax
         else:
             state[name] = values
 

@@ -4,6 +4,7 @@
 plain optimizers.
 """
 
+import inspect
 from typing import Any
 
 from torch_bnb.optim import rules
@@ -32,6 +33,8 @@ def _variant(rule: type[BlockwiseOptimizer], name: str, bits: int | None, paged:
     if bits is not None:
         parameters = {**parameters, "optim_bits": parameters["optim_bits"].replace(default=bits)}
     cls.__signature__ = rule.__signature__.replace(parameters=list(parameters.values()))
+    me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = cls.__signature__.replace(parameters=[me, *parameters.values()])
     return cls
 
 

@@ -1,10 +1,12 @@
 """Hints that a class declares: ``optim_overrides`` as a decorator, a class attribute or an instance's attribute."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
+from torch_bnb.overrides.hints import note
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 ATTRIBUTE = "optim_overrides"
@@ -37,12 +39,22 @@ def optim_overrides(hints: Mapping[str, OverrideSpec]) -> Callable[[ModuleClass]
         >>> Model.optim_overrides
         {'embed.weight': {'optim_bits': 32}}
     """
+    if not isinstance(hints, Mapping):
+        raise TypeError(f"optim_overrides takes a dict of names and options, got {hints!r}: @optim_overrides({{...}})")
     checked = {name: validate(config) for name, config in hints.items()}
 
     def decorate(cls: ModuleClass) -> ModuleClass:
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise TypeError(f"optim_overrides decorates an nn.Module class, got {cls!r}")
         setattr(cls, ATTRIBUTE, {**cls.__dict__.get(ATTRIBUTE, {}), **checked})
+        construct = cls.__init__
+
+        @functools.wraps(construct)
+        def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+            construct(self, *args, **kwargs)
+            note(self)
+
+        cls.__init__ = __init__
         return cls
 
     return decorate

@@ -51,7 +51,7 @@ class Row:
         return lost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation(Sequence[Row]):
     """Rows, one per parameter, that print as a table."""
 

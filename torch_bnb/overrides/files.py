@@ -28,7 +28,11 @@ def load_overrides(path: str | Path) -> dict[str, OverrideSpec]:
     import yaml
 
     path = Path(path)
-    loader = _loader_class()(path.read_text(encoding="utf-8"))
+    try:
+        text = path.read_text(encoding="utf-8")
+        loader = _loader_class()(text.replace("\t", " ") if path.suffix == ".json" else text)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OverrideError(f"{path}: {error}") from None
     try:
         node = loader.get_single_node()
         result: dict[str, Any] = {}
@@ -46,7 +50,7 @@ def load_overrides(path: str | Path) -> dict[str, OverrideSpec]:
                 try:
                     config |= {spelled: loader.construct_object(setting, deep=True)}
                     validate({spelled: config[spelled]})
-                except OverrideError as error:
+                except (ValueError, yaml.YAMLError) as error:
                     raise OverrideError(f"{where}: {error}") from None
             result[name] = validate(config)
         return result

@@ -4,6 +4,8 @@ Nothing here refers to a tensor: a hint dies with its owner, a new tensor at a f
 reference stands in the way of ``module.to()``, which refuses to swap a tensor that has one.
 """
 
+import itertools
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,9 +16,7 @@ from torch import Tensor, nn
 
 _ON_PARAMETER = "_torch_bnb_hints"
 _ON_MODULE = "_torch_bnb_notes"
-
-HISTORY = 16
-"""Hints of one level that are kept apart for one parameter or name."""
+_NUMBER = "_torch_bnb_number"
 
 
 class Level(IntEnum):
@@ -58,6 +58,8 @@ class ModuleHint:
     epoch: int
     must_match: bool = True
     """Whether it is an error if nothing bears the name."""
+    given_to: int | None = None
+    """For a hint given on a Parameter object: its number. The key is then an attribute of this very module."""
 
 
 @dataclass
@@ -68,82 +70,120 @@ class Notes:
     epoch: int
     hints: list[ModuleHint] = field(default_factory=list)
     embeddings_32bit: bool | None = None
-    """Whether its embeddings get 32-bit state unless something else was said; None: it was never registered."""
+    """Whether its embeddings get 32-bit state unless something else was said; None: nobody said."""
 
     def add(self, hint: ModuleHint) -> None:
-        """Adds one, in place of one of the same order, and keeps what was said of the same name within bounds."""
-        same = [h for h in self.hints if (h.key, h.level) == (hint.key, hint.level) and h.order != hint.order]
-        others = [h for h in self.hints if (h.key, h.level) != (hint.key, hint.level)]
-        self.hints = others + melt(sorted([*same, hint], key=lambda h: h.order))
+        """Adds one; what the same voice said before about the same options is gone."""
+        self.hints = superseded(self.hints, hint, lambda h: (h.key, h.level, h.given_to))
+        self.hints.append(hint)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Notes | None":
         owner = memo.get(id(self.owner()))
         if owner is None:
             return None
-        _known.add(owner)
-        return replace(self, owner=weakref.ref(owner), hints=list(self.hints))
+        with _lock:
+            _known.add(owner)
+        return replace(self, owner=weakref.ref(owner), hints=list(map(inherited, self.hints)))
 
     def __reduce__(self) -> tuple:
         """Pickles as plain data, so that whoever loads the module needs no torch_bnb."""
-        hints = [{**vars(hint), "level": int(hint.level)} for hint in self.hints]
-        return dict, ({"epoch": self.epoch, "hints": hints, "embeddings": self.embeddings_32bit},)
+        hints = [{**vars(hint), "level": int(hint.level)} for hint in map(inherited, self.hints)]
+        return dict, ({"hints": hints, "embeddings": self.embeddings_32bit},)
 
 
 _known: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_lock = threading.RLock()
+_numbers = itertools.count(1)
+_order = 0
+_epoch = 0
 
 
-def melt(given: list[Any]) -> list[Any]:
-    """The same wishes in at most `HISTORY` hints: the oldest become one. For programs that override in a loop."""
-    while len(given) > HISTORY:
-        older, newer, *rest = given
-        given = [replace(newer, config={**older.config, **newer.config}), *rest]
-    return given
+def current_epoch() -> int:
+    """Hints of earlier epochs are forgotten."""
+    return _epoch
+
+
+def next_epoch() -> None:
+    """Forgets every hint given so far, and which modules are known."""
+    global _epoch
+    with _lock:
+        _epoch += 1
+
+
+def next_order(at_least: int = 0) -> int:
+    """A number greater than every hint's so far."""
+    global _order
+    with _lock:
+        _order = max(_order + 1, at_least)
+        return _order
+
+
+def identity(parameter: Tensor) -> tuple[int, int]:
+    """Tells one Parameter object from every other, also from a later one at its address, without referring to it."""
+    number = parameter.__dict__.get(_NUMBER)
+    if number is None:
+        number = parameter.__dict__[_NUMBER] = next(_numbers)
+    return id(parameter), number
+
+
+def inherited(hint: ModuleHint) -> ModuleHint:
+    """A hint in a copy of its module: what was given to a Parameter object holds for whatever is in that place."""
+    return hint if hint.given_to is None else replace(hint, given_to=0)  # no object has this number
+
+
+def superseded(given: Iterable[Any], by: Any, voice: Any) -> list[Any]:
+    """`given` without the options that `by`, of the same voice, speaks of."""
+    kept = []
+    for hint in given:
+        if voice(hint) == voice(by):
+            hint = replace(hint, config={k: v for k, v in hint.config.items() if k not in by.config})
+        if hint.config:
+            kept.append(hint)
+    return kept
 
 
 def on_parameter(parameter: Tensor) -> list[Hint]:
     """The hints given on this very tensor, in the order of writing."""
-    return [Hint(level=Level.PARAMETER, **stored) for stored in getattr(parameter, _ON_PARAMETER, ())]
+    stored = getattr(parameter, _ON_PARAMETER, ())
+    return [Hint(level=Level.PARAMETER, **hint) for hint in stored if hint["epoch"] >= _epoch]
 
 
-def add_on_parameter(parameter: Tensor, config: Mapping[str, Any], order: int, epoch: int) -> None:
-    """Adds one. Plain data, so that the tensor pickles as before."""
-    hint = Hint(dict(config), Level.PARAMETER, (order,), "override_config", epoch)
-    kept = melt([h for h in on_parameter(parameter) if h.epoch >= epoch] + [hint])
+def add_on_parameter(parameter: Tensor, config: Mapping[str, Any]) -> Hint:
+    """Adds one and returns it. Kept as plain data, so that the tensor pickles as before."""
+    earlier = on_parameter(parameter)
+    order = next_order(1 + max((hint.rank[0] for hint in earlier), default=0))
+    hint = Hint(dict(config), Level.PARAMETER, (order,), "override_config", _epoch)
+    kept = [*superseded(earlier, hint, lambda h: h.level), hint]
     setattr(parameter, _ON_PARAMETER, [{k: v for k, v in vars(h).items() if k != "level"} for h in kept])
+    return hint
 
 
 def notes(module: nn.Module) -> Notes | None:
     """What this very module bears."""
     found = vars(module).get(_ON_MODULE)
-    if isinstance(found, dict):  # unpickled
-        hints = [ModuleHint(**{**hint, "level": Level(hint["level"])}) for hint in found["hints"]]
-        found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), found["epoch"], hints, found["embeddings"])
-    return found
+    if isinstance(found, dict):  # unpickled, maybe from another process
+        hints = [ModuleHint(**{**hint, "level": Level(hint["level"]), "epoch": _epoch}) for hint in found["hints"]]
+        next_order(1 + max((hint.order for hint in hints), default=0))
+        found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), _epoch, hints, found["embeddings"])
+    return found if found is not None and found.epoch >= _epoch else None
 
 
-def note(module: nn.Module, epoch: int) -> Notes:
-    """Makes a module known and returns its notes; those of an earlier epoch are gone."""
-    found = notes(module)
-    if found is None or found.epoch < epoch:
-        found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), epoch)
-    _known.add(module)
-    return found
+def note(module: nn.Module) -> Notes:
+    """Makes a module known and returns its notes."""
+    with _lock:
+        found = notes(module)
+        if found is None:
+            found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), _epoch)
+        _known.add(module)
+        return found
 
 
-def noted_modules(epoch: int) -> list[nn.Module]:
+def noted_modules() -> list[nn.Module]:
     """The modules that bear notes."""
-    return [module for module in _known if (found := notes(module)) is not None and found.epoch >= epoch]
+    with _lock:
+        return [module for module in _known if notes(module) is not None]
 
 
-def known_modules(epoch: int) -> Iterator[nn.Module]:
+def known_modules() -> Iterator[nn.Module]:
     """The modules that bear notes and all modules below them, each once."""
-    yield from {id(module): module for root in noted_modules(epoch) for module in root.modules()}.values()
-
-
-def owners(modules: Iterable[nn.Module]) -> dict[int, list[nn.Module]]:
-    """By ``id(parameter)``: the modules that hold it as their own attribute."""
-    found: dict[int, list[nn.Module]] = {}
-    for module in modules:
-        for parameter in module._parameters.values():
-            found.setdefault(id(parameter), []).append(module)
-    return found
+    yield from {id(module): module for root in noted_modules() for module in root.modules()}.values()

@@ -1,6 +1,7 @@
 """The process-wide manager through which users say what single parameters should get."""
 
 import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch_bnb.overrides import hints
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.explain import Explanation, explain
 from torch_bnb.overrides.hints import Hint, Level, ModuleHint
-from torch_bnb.overrides.resolve import Key, find, hints_through, names
+from torch_bnb.overrides.resolve import Key, find, hints_through, names, own
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 
@@ -52,13 +53,18 @@ class GlobalOptimManager:
             if cls._instance is None:
                 cls._instance = super().__new__(cls)
                 cls._instance.version = 0
-                cls._instance._epoch = 0
+                cls._instance._followers = weakref.WeakSet()
+                cls._instance._owners = (-1, {})
         return cls._instance
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles as itself: there is one."""
+        return GlobalOptimManager.get_instance, ()
 
     def initialize(self) -> None:
         """Forgets everything: hints on parameters and modules, and which modules are known. Class declarations stay."""
         with self._lock:
-            self._epoch += 1
+            hints.next_epoch()
             self.version += 1
 
     def register_parameters(
@@ -82,10 +88,14 @@ class GlobalOptimManager:
         for module in params.modules():
             declared(module)
         with self._lock:
-            notes = hints.note(params, self._epoch)
+            notes = hints.note(params)
             if embeddings_32bit is not None or notes.embeddings_32bit is None:
                 notes.embeddings_32bit = embeddings_32bit is not False
-            self._bind_to_modules(params.modules())
+            if embeddings_32bit is not None:  # the latest explicit word holds for everything below
+                for module in params.modules():
+                    if module is not params and (inner := hints.notes(module)) and inner.embeddings_32bit is not None:
+                        inner.embeddings_32bit = embeddings_32bit
+            self._bind(params.modules())
             self.version += 1
 
     def override_config(
@@ -109,16 +119,25 @@ class GlobalOptimManager:
             OverrideError: Nothing to set, an unknown option (with the nearest spelling) or an impossible value.
             TypeError: `parameters` holds something that is no tensor.
         """
-        if key is None and key_value_dict is None:
-            raise OverrideError("override_config: give a key and its value, or key_value_dict")
+        if isinstance(key, Mapping) or (key_value_dict is not None and not isinstance(key_value_dict, Mapping)):
+            raise OverrideError("override_config: several options go into key_value_dict={...}")
         config = validate({**(key_value_dict or {}), **({} if key is None else {key: value})})
+        if not config:
+            raise OverrideError("override_config: give a key and its value, or key_value_dict")
         targets = _flatten(parameters, "override_config")
+        if not targets:
+            raise OverrideError("override_config: no parameters were given (a generator can be used up)")
+        for parameter in targets:
+            if not (isinstance(parameter, nn.Parameter) or parameter.requires_grad):
+                raise TypeError("override_config: got a tensor that is no parameter, as p.data and state_dict() hold")
         with self._lock:
-            self.version += 1
-            owners = hints.owners(hints.known_modules(self._epoch))
+            owners = self._places()
             for parameter in targets:
-                hints.add_on_parameter(parameter, config, self.version, self._epoch)
-                self._bind_to_modules(owners.get(id(parameter), ()))
+                hint = hints.add_on_parameter(parameter, config)
+                self._bind(module for owner in owners.get(id(parameter), ()) if (module := owner()) is not None)
+                for follower in list(self._followers):
+                    follower.receive(parameter, hint)
+            self.version += 1
 
     def register_module_override(self, module: nn.Module, param_name: Key, config: OverrideSpec) -> None:
         """Sets options for parameters of a module by name, whichever Parameter objects bear it when the optimizer
@@ -179,6 +198,11 @@ class GlobalOptimManager:
         """
         return explain(model_or_optimizer, self)
 
+    def follow(self, follower: Any) -> None:
+        """Lets ``follower.receive(parameter, hint)`` hear of every `override_config`, as long as it lives."""
+        with self._lock:
+            self._followers.add(follower)
+
     def hints_for(
         self, params: Sequence[Tensor], carried: Mapping[int, Sequence[Hint]] | None = None
     ) -> list[list[Hint]]:
@@ -189,13 +213,15 @@ class GlobalOptimManager:
             carried: By index, hints given on a Parameter object that a framework has since replaced at this place.
         """
         with self._lock:
-            through_modules = hints_through(params, self._epoch)
+            through_modules = hints_through(params)
             result = []
             for index, parameter in enumerate(params):
-                found = list(through_modules.get(id(parameter), ()))
-                own = hints.on_parameter(parameter) or (carried or {}).get(index, ())
-                found += [hint for hint in own if hint.epoch >= self._epoch and hint not in found]
-                result.append(found)
+                found = through_modules.get(id(parameter), [])
+                others = [hint for hint in found if hint.level is not Level.PARAMETER]
+                given = [*(carried or {}).get(index, ()), *found, *hints.on_parameter(parameter)]
+                epoch = hints.current_epoch()
+                by_rank = {h.rank: h for h in given if h.level is Level.PARAMETER and h.epoch >= epoch}
+                result.append([*others, *by_rank.values()])
             return result
 
     def named_hints(
@@ -214,11 +240,11 @@ class GlobalOptimManager:
         for name, parameter in names(model):
             first.setdefault(id(parameter), (name, parameter))
         given: dict[int, list[Hint]] = {}
-        for order, (key, config) in enumerate((patterns or {}).items()):
+        epoch = hints.current_epoch()
+        for key, config in (patterns or {}).items():
             try:
-                hint = Hint(
-                    validate(config), Level.PATTERN, (self.version + order,), f"pattern {_spell(key)}", self._epoch
-                )
+                source = f"pattern {_spell(key)}"
+                hint = Hint(validate(config), Level.PATTERN, (hints.next_order(),), source, epoch)
                 for parameter in {id(p): p for _, p in find(model, key)}.values():
                     given.setdefault(id(parameter), []).append(hint)
             except (OverrideError, LookupError) as error:
@@ -233,7 +259,11 @@ class GlobalOptimManager:
         """By ``id(parameter)``: its name in the largest known module that holds it."""
         with self._lock:
             found: dict[int, str] = {}
-            for named in sorted(map(names, hints.noted_modules(self._epoch)), key=len, reverse=True):
+            roots = [
+                (len(named := names(module)), sum(len(name) for name, _ in named), named)
+                for module in hints.noted_modules()
+            ]
+            for _, _, named in sorted(roots, key=lambda root: root[:2], reverse=True):  # a wrapper's names are longer
                 for name, parameter in named:
                     found.setdefault(id(parameter), name)
             return found
@@ -247,6 +277,8 @@ class GlobalOptimManager:
             raise OverrideError(f"{caller}: expected a dict of names and options, got {given!r}")
         checked = {}
         for key, config in given.items():
+            if not (isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module))):
+                raise OverrideError(f"{caller}: expected a name, a pattern or a module type, got {type(key).__name__}")
             try:
                 checked[key] = validate(config)
                 if strict and (level is Level.MODULE or any(True for _ in module.parameters())):
@@ -255,19 +287,32 @@ class GlobalOptimManager:
                 raise OverrideError(f"{source(key)}: {error}") from None
         with self._lock:
             for key, config in checked.items():
-                self.version += 1
-                hint = ModuleHint(key, config, level, self.version, source(key), self._epoch, strict)
-                hints.note(module, self._epoch).add(hint)
+                order, epoch = hints.next_order(), hints.current_epoch()
+                hints.note(module).add(ModuleHint(key, config, level, order, source(key), epoch, strict))
+            self.version += 1
 
-    def _bind_to_modules(self, modules: Iterable[nn.Module]) -> None:
+    def _places(self) -> dict[int, list["weakref.ref[nn.Module]"]]:
+        """By ``id(parameter)``: the known modules that hold it as their own. Made anew when more modules are known."""
+        version, places = self._owners
+        if version != self.version:
+            places = {}
+            for module in hints.known_modules():
+                for parameter in own(module).values():
+                    places.setdefault(id(parameter), []).append(weakref.ref(module))
+        self._owners = (self.version + 1, places)  # as it will be after the override that asks
+        return places
+
+    def _bind(self, modules: Iterable[nn.Module]) -> None:
         """Lets hints given on Parameter objects hold for the places in these modules that the objects are in."""
         for module in modules:
-            for attribute, parameter in module._parameters.items():
-                for hint in hints.on_parameter(parameter) if parameter is not None else ():
-                    if hint.epoch >= self._epoch:
-                        order, source = hint.rank[0], hint.source
-                        bound = ModuleHint(attribute, hint.config, Level.PARAMETER, order, source, hint.epoch)
-                        hints.note(module, self._epoch).add(bound)
+            for attribute, parameter in own(module).items():
+                number = hints.identity(parameter)[1]
+                for hint in hints.on_parameter(parameter):
+                    order, source, epoch = hint.rank[0], hint.source, hint.epoch
+                    bound = ModuleHint(attribute, hint.config, Level.PARAMETER, order, source, epoch, given_to=number)
+                    note = hints.note(module)
+                    note.hints = [h for h in note.hints if (h.key, h.order, h.given_to) != (attribute, order, number)]
+                    note.add(bound)
 
 
 def _spell(key: Key) -> str:
@@ -278,10 +323,12 @@ def _flatten(params: Any, caller: str) -> list[Tensor]:
     """Tensors out of a tensor, a list, (name, tensor) pairs or parameter groups."""
     if isinstance(params, Tensor):
         return [params]
-    if isinstance(params, Mapping):
+    if isinstance(params, nn.Module):
+        raise TypeError(f"{caller}: expected parameters, got a {type(params).__name__}; see register_module_override")
+    if isinstance(params, Mapping) and "params" in params:
         return _flatten(params["params"], caller)
     if isinstance(params, tuple) and len(params) == 2 and isinstance(params[0], str):
         return _flatten(params[1], caller)
-    if isinstance(params, str) or not isinstance(params, Iterable):
-        raise TypeError(f"{caller}: expected parameters, got {params!r}")
+    if isinstance(params, (str, Mapping)) or not isinstance(params, Iterable):
+        raise TypeError(f"{caller}: expected parameters, got {params!r:.80}")
     return [tensor for item in params for tensor in _flatten(item, caller)]

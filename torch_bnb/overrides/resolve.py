@@ -16,8 +16,8 @@ from torch_bnb.overrides.spec import OverrideError
 
 Key = str | type[nn.Module]
 
-_WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original\d*$")
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PARAMETRIZED = re.compile(r"(?<![^.])parametrizations\.([^.]+)\.original\d*$")
 
 EMBEDDING_CONFIG = {"optim_bits": 32}
 
@@ -32,24 +32,30 @@ def names(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(clean_name(name), parameter) for name, parameter in module.named_parameters(remove_duplicate=False)]
 
 
-def find(module: nn.Module, key: Key) -> list[tuple[str, Tensor]]:
+def find(module: nn.Module, key: Key, named: list[tuple[str, Tensor]] | None = None) -> list[tuple[str, Tensor]]:
     """The (name, parameter) pairs that `key` means below `module`.
 
     A module type: every parameter in modules of that type. ``"re:..."``: names in which the expression is found. A name
     with ``*``, ``?`` or ``[``: a glob over whole names, where a leading ``*.`` may also stand for nothing. Any other
     name: the module's own attribute or a dotted path; else every parameter whose last name it is.
 
+    Args:
+        module: Where to look.
+        key: What for.
+        named: `names` of the module, where they are at hand.
+
     Raises:
         LookupError: There is none; the nearest name is given.
     """
+    named = names(module) if named is None else named
     if isinstance(key, type):
         inside = {id(p) for child in module.modules() if isinstance(child, key) for p in child.parameters()}
-        found = [(name, parameter) for name, parameter in names(module) if id(parameter) in inside]
+        found = [(name, parameter) for name, parameter in named if id(parameter) in inside]
     else:
-        matches = _matcher(key)
-        found = [(name, parameter) for name, parameter in names(module) if matches(name)]
-        if not found and key.isidentifier():
-            found = [(name, parameter) for name, parameter in names(module) if name.rpartition(".")[2] == key]
+        found = [(name, parameter) for name, parameter in named if name == key]
+        if not found:
+            matches = _matcher(key)
+            found = [(name, parameter) for name, parameter in named if matches(name)]
     if not found:
         raise LookupError(_nothing_found(module, key))
     return found
@@ -64,7 +70,7 @@ def _matcher(key: str) -> Any:
         return lambda name: expression.search(name) is not None
     if any(character in key for character in "*?["):
         return lambda name: fnmatchcase(name, key) or fnmatchcase(f".{name}", key)
-    return lambda name: name == key
+    return lambda name: name.rpartition(".")[2] == key
 
 
 def _nothing_found(module: nn.Module, key: Key) -> str:
@@ -76,30 +82,40 @@ def _nothing_found(module: nn.Module, key: Key) -> str:
     return f"{type(module).__name__} has no parameter {key!r}{hint}"
 
 
-def hints_through(params: Iterable[Tensor], epoch: int) -> dict[int, list[Hint]]:
+def hints_through(params: Iterable[Tensor]) -> dict[int, list[Hint]]:
     """Every hint that reaches one of `params` through a known module, by ``id(parameter)``.
 
     Args:
         params: The parameters of one optimizer. A module none of whose parameters are among them is another's concern.
-        epoch: Hints of earlier epochs are forgotten.
 
     Raises:
         OverrideError: A hint of a concerned module fits no parameter.
     """
+    params = list(params)
     wanted = {id(parameter) for parameter in params}
-    reached: dict[int, list[Hint]] = {}
-    for module in hints.known_modules(epoch):
-        given = _hints_of(module, epoch)
+    modules = list(hints.known_modules())
+    alive = {hints.identity(p)[1] for p in params} | {hints.identity(p)[1] for m in modules for p in own(m).values()}
+    reached: dict[int, dict[tuple, Hint]] = {}
+    for module in modules:
+        given = _hints_of(module)
         if not given or wanted.isdisjoint(map(id, module.parameters())):
             continue
-        for hint in given:
-            for name, parameter in _targets(module, hint):
+        named = names(module)
+        for place, hint in enumerate(given):
+            for name, parameter in _targets(module, hint, named, alive):
                 near = (-name.count("."),) if hint.level is Level.MODULE else ()
                 found = Hint(hint.config, hint.level, (*near, hint.order), hint.source, hint.epoch)
-                known = reached.setdefault(id(parameter), [])
-                if found not in known:  # a tied parameter has several names
-                    known.append(found)
-    return reached
+                # A tied parameter has several names, and one given on a Parameter several places: it counts once.
+                voice = (id(module), place) if hint.given_to is None else (hint.order,)
+                known = reached.setdefault(id(parameter), {})
+                if voice not in known or known[voice].rank < found.rank:
+                    known[voice] = found
+    return {parameter: list(found.values()) for parameter, found in reached.items()}
+
+
+def own(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters by attribute."""
+    return {attribute: p for attribute, p in module._parameters.items() if p is not None}
 
 
 def merge(given: Iterable[Hint]) -> dict[str, Any]:
@@ -115,9 +131,13 @@ def by_strength(given: Iterable[Hint]) -> list[Hint]:
     return sorted(given, key=lambda hint: (hint.level, hint.rank))
 
 
-def _targets(module: nn.Module, hint: ModuleHint) -> list[tuple[str, Tensor]]:
+def _targets(
+    module: nn.Module, hint: ModuleHint, named: list[tuple[str, Tensor]], alive: set[int]
+) -> list[tuple[str, Tensor]]:
+    if hint.given_to is not None:
+        return _in_place(module, hint, named, alive)
     try:
-        return find(module, hint.key)
+        return find(module, hint.key, named)
     except LookupError as error:
         if hint.must_match:
             raise OverrideError(f"{hint.source}: {error}") from None
@@ -125,15 +145,23 @@ def _targets(module: nn.Module, hint: ModuleHint) -> list[tuple[str, Tensor]]:
         return []
 
 
-def _hints_of(module: nn.Module, epoch: int) -> list[ModuleHint]:
-    declarations = declared(module)
+def _in_place(
+    module: nn.Module, hint: ModuleHint, named: list[tuple[str, Tensor]], alive: set[int]
+) -> list[tuple[str, Tensor]]:
+    """What is now where a hinted Parameter object was: that object, or what has taken its place for good."""
+    found = [(name, p) for name, p in named if name == hint.key]
+    return [(name, p) for name, p in found if hints.identity(p)[1] == hint.given_to or hint.given_to not in alive]
+
+
+def _hints_of(module: nn.Module) -> list[ModuleHint]:
+    declarations, epoch = declared(module), hints.current_epoch()
     found = [
         ModuleHint(name, config, Level.MODULE, order - len(declarations), source, epoch)  # before any given by hand
         for order, (name, config, source) in enumerate(declarations)
     ]
     notes = hints.notes(module)
-    if notes is not None and notes.epoch >= epoch:
-        found += [hint for hint in notes.hints if hint.epoch >= epoch]
+    if notes is not None:
+        found += notes.hints
         if notes.embeddings_32bit and any(isinstance(child, nn.Embedding) for child in module.modules()):
             source = "nn.Embedding keeps 32-bit state"
             found.append(ModuleHint(nn.Embedding, EMBEDDING_CONFIG, Level.EMBEDDING, 0, source, epoch))

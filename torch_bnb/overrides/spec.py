@@ -74,8 +74,13 @@ def _is_number(value: Any) -> bool:
 
 def _is_rate(value: Any) -> bool:
     if isinstance(value, torch.Tensor):  # torch.optim allows a learning rate in a tensor of one element
-        return value.numel() == 1 and bool(value >= 0)
+        return value.numel() == 1 and bool(value.isfinite() and value >= 0)
     return _is_number(value) and value >= 0
+
+
+def _plain(number: Any) -> Any:
+    """An int or float of Python's, which every checkpoint can hold."""
+    return int(number) if isinstance(number, Integral) else float(number)
 
 
 def _betas(count: int, word: str) -> Option:
@@ -83,19 +88,21 @@ def _betas(count: int, word: str) -> Option:
         listed = isinstance(value, (tuple, list)) and len(value) == count
         return listed and all(_is_number(beta) and 0 <= beta < 1 for beta in value)
 
-    return Option(f"{word} numbers in [0, 1)", accepts, tuple)
+    return Option(f"{word} numbers in [0, 1)", accepts, lambda value: tuple(map(_plain, value)))
 
 
 def _one_of(*words: str) -> Option:
     return Option(" or ".join(map(repr, words)), lambda value: value in words)
 
 
-RATE = Option("a finite number >= 0", _is_rate)
-NON_NEGATIVE = Option("a finite number >= 0", lambda value: _is_number(value) and value >= 0)
-NUMBER = Option("a finite number", _is_number)
+RATE = Option(
+    "a finite number >= 0", _is_rate, lambda value: value if isinstance(value, torch.Tensor) else _plain(value)
+)
+NON_NEGATIVE = Option("a finite number >= 0", lambda value: _is_number(value) and value >= 0, _plain)
+NUMBER = Option("a finite number", _is_number, _plain)
 BETAS = _betas(2, "two")
 THREE_BETAS = _betas(3, "three")
-SHARE = Option("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
+SHARE = Option("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1, _plain)
 FLAG = Option("True or False", lambda value: isinstance(value, bool))
 FLAG_OR_NONE = Option("True, False or None", lambda value: value is None or isinstance(value, bool))
 
@@ -128,12 +135,21 @@ HINT_ONLY: Mapping[str, Option] = {"lr_scale": NON_NEGATIVE, "lr_follows_schedul
 
 ALIASES: Mapping[str, str] = {"is_sparse": "skip_zeros"}
 
-_by_rule: dict[str, Mapping[str, Option]] = {}
+_of_rules: list[Mapping[str, Option]] = []
 
 
-def register(rule: str, options: Mapping[str, Option]) -> None:
+def register(options: Mapping[str, Option]) -> None:
     """Makes a rule's own options known, so that hints can name them."""
-    _by_rule[rule] = options
+    _of_rules.append(options)
+
+
+def known_options() -> dict[str, list[Option]]:
+    """Every key that some rule takes, and how each takes it."""
+    known: dict[str, list[Option]] = {}
+    for options in (COMMON, HINT_ONLY, *_of_rules):
+        for key, option in options.items():
+            known.setdefault(key, []).append(option)
+    return known
 
 
 def validate(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,25 +163,28 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(config, Mapping):
         raise OverrideError(f"an override is a dict of options, got {config!r}")
-    known: dict[str, list[Option]] = {}
-    for options in (COMMON, HINT_ONLY, *_by_rule.values()):
-        for key, option in options.items():
-            known.setdefault(key, []).append(option)
-    result = {}
+    known = known_options()
+    result: dict[str, Any] = {}
     for key, value in config.items():
         name = ALIASES.get(key, key)
         if name not in known:
             raise OverrideError(f"unknown {_unknown(key, [*known, *ALIASES])}")
+        if name in result:
+            raise OverrideError(f"{key!r} and {name!r} are the same option, say one of them")
         result[name] = _parse_any(key, value, known[name])
     return result
 
 
-def validate_for(rule: str, config: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The same for one rule, whose options are now known; `what` says whose config this is."""
-    known = {**COMMON, **HINT_ONLY, **_by_rule[rule]}
+def validate_for(rule: str, options: Mapping[str, Option], config: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The same for one rule with these options of its own; `what` says whose config this is."""
+    known = {**COMMON, **HINT_ONLY, **options}
     for key in config:
         if key not in known:
             raise OverrideError(f"{what}: {rule} has no {_unknown(key, known)}")
+    if not config.get("lr_follows_schedule", True) and "lr" not in config:
+        raise OverrideError(
+            f"{what}: lr_follows_schedule=False is about an lr of the parameter's own, and there is none"
+        )
     try:
         return {key: known[key].parse(key, value) for key, value in config.items()}
     except ValueError as error:
@@ -175,7 +194,8 @@ def validate_for(rule: str, config: Mapping[str, Any], what: str) -> dict[str, A
 def _parse_any(key: str, value: Any, options: list[Option]) -> Any:
     for option in options:
         if option.accepts(value):
-            return option.convert(value)
+            converted = option.convert(value)
+            return float(converted) if isinstance(converted, torch.Tensor) else converted  # a copy of the user's
     allowed = " or ".join(dict.fromkeys(option.allowed for option in options))
     raise OverrideError(f"{key}={value!r}: expected {allowed}")
 

@@ -1,0 +1,216 @@
+"""Options of every rule: clipping, longest update, one absmax a tensor, skipped zeros, rounding."""
+
+import pytest
+import torch
+from cases import CASES
+
+import torch_bnb as bnb
+
+EVERY_RULE = pytest.mark.parametrize("name", CASES)
+BITS = pytest.mark.parametrize("bits", [8, 32])
+
+
+def make(name, params, **options):
+    return CASES[name].optimizer(params, lr=CASES[name].lr, **options)
+
+
+def param(n=3000, dtype=torch.float32):
+    p = torch.randn(n).to(dtype).requires_grad_()
+    p.grad = torch.randn(n).to(dtype)
+    return p
+
+
+def copy_of(p):
+    q = p.detach().clone().requires_grad_()
+    q.grad = p.grad.clone()
+    return q
+
+
+@EVERY_RULE
+@BITS
+def test_a_longer_update_than_max_unorm_is_scaled_down_to_it(name, bits):
+    p = param()
+    free, bound, loose = p, copy_of(p), copy_of(p)
+    ways, tight = [], 1e-4 if name == "lars" else 0.05
+    for q, limit in ((free, 0.0), (bound, tight), (loose, 1e4)):
+        before = q.detach().clone()
+        make(name, [q], optim_bits=bits, min_8bit_size=0, max_unorm=limit).step()
+        ways.append((before - q.detach()).double())
+    assert torch.equal(ways[0], ways[2])
+    lr, length = CASES[name].lr, before.double().norm()
+    torch.testing.assert_close(ways[1].norm(), tight * lr * length, rtol=1e-3, atol=0)
+    cosine = torch.nn.functional.cosine_similarity(ways[0], ways[1], dim=0)
+    assert cosine > 0.99, "the direction stays"
+
+
+@EVERY_RULE
+def test_one_absmax_for_the_whole_tensor(name):
+    p = param()
+    config = CASES[name].configs[1]
+    optimizer = make(name, [p], optim_bits=8, min_8bit_size=0, block_wise=False, **config)
+    reference = make(name, [q := copy_of(p)], optim_bits=8, min_8bit_size=0, **config)
+    for _ in range(3):
+        optimizer.step()
+        reference.step()
+    kept = [key for key in optimizer.state[p] if key.endswith("_absmax")]
+    assert kept and all(optimizer.state[p][key].shape == (1,) for key in kept)
+    for key in kept:
+        torch.testing.assert_close(optimizer.state[p][key][0], reference.state[q][key].max(), rtol=0.1, atol=0)
+    assert (p - q).norm() <= 0.1 * (p.detach() - p.grad).norm()
+    again = make(name, [copy_of(p)], optim_bits=8, min_8bit_size=0, block_wise=False, **config)
+    again.load_state_dict(optimizer.state_dict())
+    assert all(again.state_dict()["state"][0][key].shape == (1,) for key in kept)
+
+
+def test_block_wise_may_change_between_steps(manager):
+    p = param()
+    optimizer = bnb.optim.AdamW([p], optim_bits=8, min_8bit_size=0)
+    shapes = []
+    for block_wise in (True, False, True):
+        manager.override_config(p, "block_wise", block_wise)
+        optimizer.step()
+        shapes.append(optimizer.state[p]["exp_avg_absmax"].numel())
+    assert shapes == [12, 1, 12] and optimizer.state[p]["step"] == 3
+
+
+@EVERY_RULE
+@BITS
+@pytest.mark.parametrize("key", ["skip_zeros", "is_sparse"])
+def test_elements_without_gradient_stay_with_their_state(name, bits, key, manager):
+    p = param()
+    manager.override_config(p, key, True)
+    optimizer = make(name, [p], optim_bits=bits, min_8bit_size=0, **CASES[name].configs[1])
+    optimizer.step()
+    before, state = p.detach().clone(), {k: v.clone() for k, v in optimizer.state[p].items() if torch.is_tensor(v)}
+    p.grad = torch.randn(3000)
+    p.grad[256:1000] = 0  # two whole blocks and a part of one
+    p.grad[5] = 0
+    optimizer.step()
+    skipped = p.grad == 0
+    assert torch.equal(p[skipped], before[skipped]) and not torch.equal(p[~skipped], before[~skipped])
+    for key, value in optimizer.state[p].items():
+        if torch.is_tensor(value) and value.shape == p.shape:
+            whole = slice(256, 768)
+            assert torch.equal(value[whole], state[key][whole]), key
+            if bits == 32:
+                assert torch.equal(value[skipped], state[key][skipped]), key
+
+
+@EVERY_RULE
+def test_a_gradient_is_scaled_to_the_percentile_of_its_norms(name):
+    p = param(64)
+    q = copy_of(p)
+    clipped = make(name, [p], percentile_clipping=50)
+    plain = make(name, [q])
+    norms = []
+    for step in range(8):
+        grad = torch.randn(64) * (100 if step == 6 else 1)
+        norms.append(grad.norm())
+        limit = torch.quantile(torch.stack(norms), 0.5)
+        p.grad = grad
+        q.grad = grad * min(1.0, (limit / grad.norm()).item())
+        clipped.step()
+        plain.step()
+    torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+    history = clipped.state[p]["grad_norms"]
+    torch.testing.assert_close(history[-8:], torch.stack(norms))
+    assert history[:-8].isnan().all() and history.shape == (100,)
+    before = history.clone()
+    p.grad = torch.zeros(64)
+    clipped.param_groups[0]["lr"] = 0.0
+    clipped.step()
+    assert torch.equal(clipped.state[p]["grad_norms"][-8:], before[-8:]), "the step that makes state for a checkpoint"
+    other = make(name, [copy_of(p)], percentile_clipping=50)
+    other.load_state_dict(clipped.state_dict())
+    assert torch.equal(other.state_dict()["state"][0]["grad_norms"][-8:], before[-8:])
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_stochastic_rounding_is_the_same_for_the_same_seed_and_any_threads(name, dtype):
+    start, ends = param(50_000, dtype), []
+    threads = torch.get_num_threads()
+    rounding = {"state_rounding": "stochastic", "weight_rounding": "stochastic"}
+    try:
+        for seed, count in ((1, 1), (1, 3), (2, 1)):
+            torch.set_num_threads(count)
+            p = copy_of(start)
+            optimizer = make(name, [p], optim_bits=8, seed=seed, **rounding, **CASES[name].configs[1])
+            for _ in range(3):
+                optimizer.step()
+            states = [optimizer.state[p][k].flatten() for k in sorted(optimizer.state[p]) if k.endswith("_codes")]
+            ends.append(torch.cat([p.detach().double(), *states]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_small_steps_move_16_bit_weights_on_the_average(dtype):
+    moved = {}
+    for rounding in ("nearest", "stochastic"):
+        p = torch.ones(20_000, dtype=dtype, requires_grad=True)
+        optimizer = bnb.optim.SGD([p], lr=1e-5, weight_rounding=rounding)
+        for _ in range(20):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        moved[rounding] = 1 - p.detach().double().mean().item()
+    assert moved["nearest"] == 0
+    assert moved["stochastic"] == pytest.approx(2e-4, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(torch.bfloat16, value) for value in (6.0e-8, 0.3337, 65_519.0, 3.2e38)]
+    + [(torch.float16, value) for value in (6.0e-8, 3.1e-6, 6.2e-5, 0.3337, 65_519.0)],
+    ids=str,
+)
+def test_stochastic_weights_are_one_of_the_two_neighbours(dtype, value):
+    p = torch.zeros(4000, dtype=dtype, requires_grad=True)
+    p.grad_dtype = None
+    p.grad = torch.full((4000,), -value)
+    bnb.optim.SGD([p], lr=1.0, weight_rounding="stochastic").step()
+    found = p.detach().double().unique()
+    exact = torch.tensor(value).double()
+    assert found.isfinite().all() and len(found) <= 2
+    nearest = exact.to(dtype).double()
+    assert nearest in found or not nearest.isfinite()
+    spacing = max(float(exact) * torch.finfo(dtype).eps * 2, 2.0**-24 if dtype == torch.float16 else 0)
+    assert ((found - exact).abs() <= spacing).all()
+    if len(found) == 2 and nearest.isfinite():
+        torch.testing.assert_close(p.detach().double().mean(), exact, rtol=0.1, atol=float(spacing) * 0.05)
+
+
+def test_stochastic_states_follow_a_small_change_that_nearest_rounding_never_sees():
+    second = {}
+    for rounding in ("nearest", "stochastic"):
+        torch.manual_seed(0)
+        p = torch.zeros(8192, requires_grad=True)
+        optimizer = bnb.optim.Adam([p], lr=0.0, betas=(0.9, 0.999), optim_bits=8, state_rounding=rounding)
+        for step in range(3000):
+            p.grad = torch.randn(8192) * (1.0 if step < 1500 else 0.7)
+            optimizer.step()
+        state = optimizer.state[p]
+        decoded = bnb.codec.dequantize_blockwise(state["exp_avg_sq_codes"], state["exp_avg_sq_absmax"], signed=False)
+        decay = 0.999**1500
+        true = (1 - decay) * decay + 0.49 * (1 - decay)  # the mean of the second moment, its start at 0 included
+        second[rounding] = decoded.mean().item() / true
+    assert abs(second["stochastic"] - 1) < 0.05
+    assert abs(second["nearest"] - 1) > 3 * abs(second["stochastic"] - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"state_rounding": "up"}, "state_rounding='up': expected 'nearest' or 'stochastic'"),
+        ({"weight_rounding": None}, "weight_rounding=None: expected 'nearest' or 'stochastic'"),
+        ({"percentile_clipping": 101}, "percentile_clipping=101: expected an integer from 1 to 100"),
+        ({"max_unorm": -1.0}, r"max_unorm=-1\.0: expected a finite number >= 0"),
+        ({"block_wise": 1}, "block_wise=1: expected True or False"),
+        ({"seed": 0.5}, r"seed=0\.5: expected an integer"),
+    ],
+)
+def test_impossible_values_are_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        bnb.optim.AdamW([param()], **options)
