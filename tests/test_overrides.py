@@ -145,6 +145,16 @@ def test_late_optim_bits_convert_the_live_state_and_reset_nothing(manager, first
     torch.testing.assert_close(decoded(after, then), decoded(before, first), rtol=1e-5, atol=2 * 0.0075 * most)
 
 
+def test_a_late_min_8bit_size_converts_the_live_state_too(manager):
+    model = Net()
+    optimizer = AdamW(model.parameters(), optim_bits=8)
+    for size, expected in ((4096, 8), (10_000, 32), (0, 8)):
+        manager.override_config(model.fc1.weight, "min_8bit_size", size)
+        train(model, optimizer)
+        assert bits(optimizer, model.fc1.weight) == expected
+    assert optimizer.state[model.fc1.weight]["step"] == 3
+
+
 def test_a_hint_changes_the_next_step_and_no_earlier(manager):
     p = torch.zeros(10, requires_grad=True)
     optimizer = AdamW([p], lr=0.01, weight_decay=0)
