@@ -67,6 +67,14 @@ BNB_HD void encode_block(const float* x, std::int64_t begin, std::int64_t n, flo
   }
 }
 
+// A second moment that rounds to zero would turn its first moment into an update without bound.
+BNB_HD void keep_above_zero(const float* x, int n, std::uint8_t* codes) {
+  for (int i = 0; i < n; ++i) {
+    const std::uint8_t least = x[i] > 0 ? 1 : 0;
+    codes[i] = codes[i] < least ? least : codes[i];
+  }
+}
+
 // Elements [begin, begin + n) of a state, which are block `block` of it.
 template <Sign S>
 BNB_HD void load_state(const State& state, std::int64_t block, std::int64_t begin, int n, float* x) {
@@ -86,9 +94,7 @@ BNB_HD void store_state(const State& state, std::int64_t block, std::int64_t beg
   if (state.codes) {
     const float absmax = state.whole ? whole_absmax : block_absmax(x, n);
     encode_block<S>(x, begin, n, absmax, rounding, stream, state.codes + begin);
-    // A second moment that rounds to zero would turn its first moment into an update without bound.
-    for (int i = 0; S == Sign::kUnsigned && i < n; ++i)
-      if (x[i] > 0 && state.codes[begin + i] == 0) state.codes[begin + i] = 1;
+    if (S == Sign::kUnsigned) keep_above_zero(x, n, state.codes + begin);
     if (!state.whole) state.absmax[block] = absmax;
   } else if (state.values) {
     std::memcpy(state.values + begin, x, sizeof(float) * n);
