@@ -186,8 +186,9 @@ def test_a_new_parameter_at_a_freed_address_meets_no_hint(manager):
         old = nn.Parameter(torch.zeros(8))
         address = id(old)
         manager.override_config(old, "lr", 123.0)
+        data = torch.zeros(8)  # before the address is free, or this tensor takes it
         del old
-        new = nn.Parameter(torch.zeros(8))
+        new = nn.Parameter(data)
         optimizer = AdamW([new], lr=0.01, weight_decay=0)
         assert step_size(optimizer, new) == pytest.approx(0.01, rel=1e-3)
         reused += id(new) == address
