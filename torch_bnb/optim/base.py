@@ -1,11 +1,10 @@
 """The one step loop: every optimizer of torch_bnb is this class with a rule's names and numbers filled in.
 
-Groups parameters into calls of the operator and keeps step counts, groups and checkpoints. What a rule computes is in
-csrc/rules.h, its Python half in optim/rules.py; how state is stored in optim/state.py; overrides in optim/slots.py.
+Groups parameters into calls of the operator, and keeps groups and checkpoints. What a rule computes is in csrc/rules.h,
+its Python half in optim/rules.py; how state is stored in optim/state.py; overrides in optim/slots.py.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +17,7 @@ from torch_bnb import ops
 from torch_bnb.checkpoint.load import restore
 from torch_bnb.optim import options
 from torch_bnb.optim import state as storage
+from torch_bnb.optim.calls import Call
 from torch_bnb.optim.clipping import percentile_scale
 from torch_bnb.optim.options import CommonOptions, rounding_key
 from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force
@@ -27,28 +27,6 @@ from torch_bnb.overrides.hints import Hint, identity
 from torch_bnb.overrides.resolve import merge
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@dataclass
-class Call:
-    """Parameters that share their scalars: one call of the operator."""
-
-    scalars: dict[str, float]
-    options: dict[str, Any]
-    """Keyword arguments of the operator that hold for all parameters."""
-    active: Mapping[str, bool]
-    """The states that the configuration needs."""
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    states: list[State] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    """The step that each state reaches."""
-    keys: list[int] = field(default_factory=list)
-    """For stochastic rounding; empty without."""
-    grad_scales: list[Tensor] = field(default_factory=list)
-    """For percentile clipping; empty without."""
-    strided: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Parameters that are not contiguous, and the contiguous copies that stand in `params`."""
 
 
 class BlockwiseOptimizer(torch.optim.Optimizer):
@@ -187,63 +165,40 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        calls = self._prepare_calls()
-        for call in calls:
-            none = (storage.ABSENT, storage.ABSENT)
-            pairs = [
-                storage.tensors(state, name) if name in call.active else none
-                for name in self.states
-                for state in call.states
-            ]
-            values, absmax = zip(*pairs, strict=True)
-            grad_scales = torch.stack(call.grad_scales) if call.grad_scales else None
-            own = {"keys": call.keys, "grad_scales": grad_scales}
-            ops.update(self.rule, call.params, call.grads, values, absmax, call.scalars, **call.options, **own)
-            for parameter, contiguous in call.strided:
-                parameter.copy_(contiguous)
-            torch.autograd.graph.increment_version(call.params)
-            for state, step in zip(call.states, call.steps, strict=True):
-                state["step"] = step
+        for call in self._prepare_calls():
+            call.run(self.rule, self.states)
         return loss
 
     def _prepare_calls(self) -> list[Call]:
-        """Calls by device and scalars, and the step that each state reaches. Checks everything, moves no weight."""
+        """Groups parameters into calls. Checks and prepares everything, moves no weight."""
         calls: dict[tuple, Call] = {}
         seen: dict[tuple[int, int, int, bool], tuple[Any, ...]] = {}
         index = -1
         for g, (group, slots) in enumerate(zip(self.param_groups, self._update_slots(), strict=True)):
             for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
                 index += 1
-                grad = parameter.grad
-                if grad is None:
+                if parameter.grad is None:
                     continue
-                self._check_grad(parameter, grad, g, i)
+                self._check_grad(parameter, parameter.grad, g, i)
                 state = self.state[parameter]
                 step = state.get("step", 0) + 1
                 fresh = not any(storage.has(state, name) for name in self.states)
-                if (place := (g, id(slot.overrides), step, fresh)) not in seen:
+                # Parameters in the same situation have the same numbers: worked out once.
+                if (situation := (g, id(slot.overrides), step, fresh)) not in seen:
                     config = slot.config(group)
-                    scalars, arguments = self.scalars(config, step, fresh), options.arguments(config)
-                    active, clips = self.active_states(config), config["percentile_clipping"] < 100
-                    key = (*scalars.values(), *arguments.values(), *active, clips)
-                    seen[place] = config, active, scalars, arguments, key
-                config, active, scalars, arguments, key = seen[place]
-                self._prepare_state(state, active, parameter, config)
-                call = calls.get((parameter.device, key))
-                if call is None:
-                    call = calls[parameter.device, key] = Call(scalars, arguments, active)
-                contiguous = parameter.contiguous()
-                if contiguous is not parameter:
-                    call.strided.append((parameter, contiguous))
-                call.params.append(contiguous)
-                call.grads.append(grad.contiguous())
-                call.states.append(state)
-                if arguments["stochastic_states"] or arguments["stochastic_weights"]:
+                    shared = self.scalars(config, step, fresh), options.arguments(config), self.active_states(config)
+                    seen[situation] = config, shared, tuple((tuple(part), *part.values()) for part in shared)
+                config, shared, key = seen[situation]
+                clips = config["percentile_clipping"] < 100
+                place = (parameter.device, key, clips)
+                call = calls.get(place) or calls.setdefault(place, Call(*shared))
+                self._prepare_state(state, call.active, parameter, config)
+                call.add(parameter, parameter.grad, state, step)
+                if call.arguments["stochastic_states"] or call.arguments["stochastic_weights"]:
                     call.keys.append(rounding_key(config["seed"], step, index))
-                if config["percentile_clipping"] < 100:
+                if clips:
                     history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
-                    call.grad_scales.append(percentile_scale(history, grad, config))
-                call.steps.append(step)
+                    call.grad_scales.append(percentile_scale(history, parameter.grad, config))
         return list(calls.values())
 
     def _prepare_state(
@@ -252,18 +207,19 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         storage.prepare(state, states, parameter, config, self.initial(config))
 
     def _check_grad(self, parameter: Tensor, grad: Tensor, group: int, position: int) -> None:
-        what = f"{type(self).__name__}: parameter {position} of group {group}, shape {tuple(parameter.shape)}"
+        what = error = None
         if is_traceable_wrapper_subclass(parameter):
-            raise NotImplementedError(f"{what}: this version takes no {type(parameter.data).__name__}")
-        if not ops.has_kernel(self.rule, parameter.device):
-            raise NotImplementedError(f"{what}: torch_bnb was built without kernels for {parameter.device.type}")
-        if grad.layout is not torch.strided:
-            raise NotImplementedError(f"{what}: its gradient is {grad.layout}; this version only takes dense ones")
-        if grad.dtype not in FLOATING or grad.device != parameter.device:
-            raise ValueError(
-                f"{what}: its gradient is {grad.dtype} on {grad.device}, the parameter {parameter.dtype} on "
-                f"{parameter.device}"
-            )
+            what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
+        elif not ops.has_kernel(self.rule, parameter.device):
+            what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
+        elif grad.layout is not torch.strided:
+            what, error = f"its gradient is {grad.layout}; this version only takes dense ones", NotImplementedError
+        elif grad.dtype not in FLOATING or grad.device != parameter.device:
+            theirs = f"{grad.dtype} on {grad.device}"
+            what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
+        if error is not None:
+            place = f"parameter {position} of group {group}, shape {tuple(parameter.shape)}"
+            raise error(f"{type(self).__name__}: {place}: {what}")
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

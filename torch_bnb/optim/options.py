@@ -3,24 +3,14 @@
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 from torch_bnb.overrides import spec
 
 
-class CommonOptions(TypedDict, total=False):
+class CommonOptions(spec.PerParameter, total=False):
     """The options of every optimizer."""
 
-    optim_bits: int
-    min_8bit_size: int
-    percentile_clipping: int
-    block_wise: bool
-    max_unorm: float
-    skip_zeros: bool
-    maximize: bool
-    state_rounding: str
-    weight_rounding: str
-    seed: int
     foreach: bool | None
     fused: bool | None
     capturable: bool

@@ -15,7 +15,22 @@ from typing import Any, TypedDict
 import torch
 
 
-class OverrideSpec(TypedDict, total=False):
+class PerParameter(TypedDict, total=False):
+    """The options of every rule that may be said of one parameter."""
+
+    optim_bits: int
+    min_8bit_size: int
+    percentile_clipping: int
+    block_wise: bool
+    max_unorm: float
+    skip_zeros: bool
+    maximize: bool
+    state_rounding: str
+    weight_rounding: str
+    seed: int
+
+
+class OverrideSpec(PerParameter, total=False):
     """The keys of a hint, for editors, type checkers and YAML parsers. Which apply depends on the rule."""
 
     lr: float
@@ -34,17 +49,7 @@ class OverrideSpec(TypedDict, total=False):
     t_alpha: int | None
     t_beta3: int | None
     trust_coefficient: float
-    maximize: bool
-    optim_bits: int
-    min_8bit_size: int
-    percentile_clipping: int
-    block_wise: bool
-    max_unorm: float
-    skip_zeros: bool
     is_sparse: bool
-    state_rounding: str
-    weight_rounding: str
-    seed: int
 
 
 class OverrideError(ValueError):

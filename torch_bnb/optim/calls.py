@@ -1,0 +1,65 @@
+"""One call of the operator: parameters that share device, scalars and options, gathered and then run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_bnb import ops
+from torch_bnb.optim import state as storage
+from torch_bnb.optim.state import State
+
+
+@dataclass
+class Call:
+    """What the operator gets."""
+
+    scalars: dict[str, float]
+    arguments: dict[str, Any]
+    """Keyword arguments that hold for all parameters."""
+    active: Mapping[str, bool]
+    """The states that the configuration needs."""
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    """The step that each state reaches."""
+    keys: list[int] = field(default_factory=list)
+    """For stochastic rounding; empty without."""
+    grad_scales: list[Tensor] = field(default_factory=list)
+    """For percentile clipping; empty without."""
+    strided: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Parameters that are not contiguous, and the contiguous copies that stand in `params`."""
+
+    def add(self, parameter: Tensor, grad: Tensor, state: State, step: int) -> None:
+        """Adds a parameter whose state is prepared."""
+        contiguous = parameter.contiguous()
+        if contiguous is not parameter:
+            self.strided.append((parameter, contiguous))
+        self.params.append(contiguous)
+        self.grads.append(grad.contiguous())
+        self.states.append(state)
+        self.steps.append(step)
+
+    def run(self, rule: str, names: Mapping[str, bool]) -> None:
+        """Steps every parameter.
+
+        Args:
+            rule: Name of the operator.
+            names: Its states.
+        """
+        absent = (storage.ABSENT, storage.ABSENT)
+        pairs = [
+            storage.tensors(state, name) if name in self.active else absent for name in names for state in self.states
+        ]
+        values, absmax = zip(*pairs, strict=True)
+        grad_scales = torch.stack(self.grad_scales) if self.grad_scales else None
+        own = {"keys": self.keys, "grad_scales": grad_scales}
+        ops.update(rule, self.params, self.grads, values, absmax, self.scalars, **self.arguments, **own)
+        for parameter, contiguous in self.strided:
+            parameter.copy_(contiguous)
+        torch.autograd.graph.increment_version(self.params)
+        for state, step in zip(self.states, self.steps, strict=True):
+            state["step"] = step
