@@ -264,7 +264,9 @@ def test_wrong_gradients_are_refused_before_anything_is_written():
     before = good.detach().clone()
     optimizer = bnb.optim.AdamW([good, bad], optim_bits=8)
     bad.grad = torch.randn(10, 4).to_sparse()
-    with pytest.raises(NotImplementedError, match=r"parameter 1 of group 0, shape \(10, 4\).*sparse_coo"):
+    with pytest.raises(
+        NotImplementedError, match=r"parameter 1 of group 0, shape \(10, 4\): a sparse gradient must be"
+    ):
         optimizer.step()
     assert torch.equal(good, before) and "step" not in optimizer.state[good]
 

@@ -41,6 +41,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """State names, torch.optim's, in the order of the rule's states, and whether each has a sign."""
     options: ClassVar[Mapping[str, spec.Option]]
     """The rule's own options; names and defaults are torch.optim's."""
+    layerwise: ClassVar[bool] = False
+    """Whether it needs norms over the whole tensor."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -179,7 +181,6 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 index += 1
                 if parameter.grad is None:
                     continue
-                self._check_grad(parameter, parameter.grad, g, i)
                 state = self.state[parameter]
                 step = state.get("step", 0) + 1
                 fresh = not any(storage.has(state, name) for name in self.states)
@@ -189,16 +190,22 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                     shared = self.scalars(config, step, fresh), options.arguments(config), self.active_states(config)
                     seen[situation] = config, shared, tuple((tuple(part), *part.values()) for part in shared)
                 config, shared, key = seen[situation]
-                clips = config["percentile_clipping"] < 100
-                place = (parameter.device, key, clips)
-                call = calls.get(place) or calls.setdefault(place, Call(*shared))
+                self._check_grad(parameter, parameter.grad, config, g, i)
+                clips, sparse = config["percentile_clipping"] < 100, parameter.grad.layout is torch.sparse_coo
+                place = (parameter.device, key, clips, sparse)
+                if place not in calls:
+                    calls[place] = Call(*shared)
+                    if sparse:
+                        calls[place].arguments = {**shared[1], "skip_zeros": True}
+                call = calls[place]
                 self._prepare_state(state, call.active, parameter, config)
                 call.add(parameter, parameter.grad, state, step)
                 if call.arguments["stochastic_states"] or call.arguments["stochastic_weights"]:
                     call.keys.append(rounding_key(config["seed"], step, index))
                 if clips:
                     history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
-                    call.grad_scales.append(percentile_scale(history, parameter.grad, config))
+                    values = parameter.grad.coalesce().values() if sparse else parameter.grad
+                    call.grad_scales.append(percentile_scale(history, values, config))
         return list(calls.values())
 
     def _prepare_state(
@@ -206,14 +213,23 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     ) -> None:
         storage.prepare(state, states, parameter, config, self.initial(config))
 
-    def _check_grad(self, parameter: Tensor, grad: Tensor, group: int, position: int) -> None:
+    def _check_grad(
+        self, parameter: Tensor, grad: Tensor, config: Mapping[str, Any], group: int, position: int
+    ) -> None:
         what = error = None
         if is_traceable_wrapper_subclass(parameter):
             what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
         elif not ops.has_kernel(self.rule, parameter.device):
             what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
-        elif grad.layout is not torch.strided:
-            what, error = f"its gradient is {grad.layout}; this version only takes dense ones", NotImplementedError
+        elif grad.layout not in (torch.strided, torch.sparse_coo):
+            what, error = f"its gradient is {grad.layout}; expected a dense or COO tensor", NotImplementedError
+        elif grad.layout is torch.sparse_coo and (grad.sparse_dim() != 1 or not parameter.is_contiguous()):
+            what, error = "a sparse gradient must be one of rows, for a contiguous parameter", NotImplementedError
+        elif grad.layout is torch.sparse_coo and (self.layerwise or config["max_unorm"] or not config["block_wise"]):
+            needs = (
+                type(self).__name__ if self.layerwise else "max_unorm" if config["max_unorm"] else "block_wise=False"
+            )
+            what, error = f"{needs} needs the whole tensor, its gradient is sparse", NotImplementedError
         elif grad.dtype not in FLOATING or grad.device != parameter.device:
             theirs = f"{grad.dtype} on {grad.device}"
             what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError

@@ -1,7 +1,8 @@
 """One call of the operator: parameters that share device, scalars and options, gathered and then run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from torch_bnb import ops
 from torch_bnb.optim import state as storage
+from torch_bnb.optim.sparse import Touched
 from torch_bnb.optim.state import State
 
 
@@ -24,24 +26,33 @@ class Call:
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    stepped: list[State] = field(default_factory=list)
+    """The parameters' whole states, of which `states` may hold pieces."""
     steps: list[int] = field(default_factory=list)
-    """The step that each state reaches."""
+    """The step that each reaches."""
     keys: list[int] = field(default_factory=list)
     """For stochastic rounding; empty without."""
     grad_scales: list[Tensor] = field(default_factory=list)
     """For percentile clipping; empty without."""
-    strided: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Parameters that are not contiguous, and the contiguous copies that stand in `params`."""
+    put_back: list[Callable[[], Any]] = field(default_factory=list)
+    """For parameters in whose place a copy stands in `params`."""
 
     def add(self, parameter: Tensor, grad: Tensor, state: State, step: int) -> None:
         """Adds a parameter whose state is prepared."""
-        contiguous = parameter.contiguous()
-        if contiguous is not parameter:
-            self.strided.append((parameter, contiguous))
+        self.stepped.append(state)
+        self.steps.append(step)
+        if grad.layout is torch.sparse_coo:
+            piece = Touched(parameter, grad, state, self.active)
+            self.put_back.append(piece.put_back)
+            contiguous, grad, state = piece.parameter, piece.grad, piece.state
+        elif not parameter.is_contiguous():
+            contiguous = parameter.contiguous()
+            self.put_back.append(partial(parameter.copy_, contiguous))
+        else:
+            contiguous = parameter
         self.params.append(contiguous)
         self.grads.append(grad.contiguous())
         self.states.append(state)
-        self.steps.append(step)
 
     def run(self, rule: str, names: Mapping[str, bool]) -> None:
         """Steps every parameter.
@@ -58,8 +69,8 @@ class Call:
         grad_scales = torch.stack(self.grad_scales) if self.grad_scales else None
         own = {"keys": self.keys, "grad_scales": grad_scales}
         ops.update(rule, self.params, self.grads, values, absmax, self.scalars, **self.arguments, **own)
-        for parameter, contiguous in self.strided:
-            parameter.copy_(contiguous)
+        for put_back in self.put_back:
+            put_back()
         torch.autograd.graph.increment_version(self.params)
-        for state, step in zip(self.states, self.steps, strict=True):
+        for state, step in zip(self.stepped, self.steps, strict=True):
             state["step"] = step

@@ -521,6 +521,7 @@ class LAMB(Adam):
     """
 
     rule = "lamb"
+    layerwise = True
 
     def __init__(
         self,
@@ -567,6 +568,7 @@ class LARS(BlockwiseOptimizer):
     """
 
     rule = "lars"
+    layerwise = True
     states = {"momentum_buffer": SIGNED}
     options = {
         "lr": RATE,

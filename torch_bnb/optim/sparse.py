@@ -1,0 +1,61 @@
+"""Sparse gradients (``nn.Embedding(sparse=True)``): the touched blocks of a parameter as small dense tensors.
+
+The operator steps those and they are put back; the cost is that of the touched rows. Elements of a touched block that
+are in no touched row keep their value and state, by `skip_zeros`. An 8-bit state of such an element is coded anew with
+its block's absmax.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from torch_bnb.codec import BLOCK_SIZE
+from torch_bnb.optim.state import State, absmax_key, codes_key
+
+_ALMOST_ZERO = 1.2e-38  # a touched element's zero gradient is not "no gradient"; the smallest normal float32
+
+
+class Touched:
+    """The blocks of a parameter that a sparse gradient touches.
+
+    Args:
+        parameter: Contiguous.
+        grad: COO, sparse in its first dimension only: rows.
+        state: The parameter's, prepared.
+        names: The states that its configuration needs.
+    """
+
+    def __init__(self, parameter: Tensor, grad: Tensor, state: State, names: Mapping[str, bool]) -> None:
+        grad = grad.coalesce()
+        self.values = grad.values()
+        """Of the gradient, one row each."""
+        self._whole, self._flat = state, parameter.view(-1)
+        width = max(1, parameter[:1].numel())
+        columns = torch.arange(width, device=parameter.device)
+        elements = (grad.indices()[0, :, None] * width + columns).flatten()
+        self._blocks, order = torch.unique(elements // BLOCK_SIZE, return_inverse=True)
+        covered = self._blocks[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=parameter.device)
+        self._covered = covered[covered < parameter.numel()]
+
+        self.parameter = self._flat[self._covered]
+        self.grad = torch.zeros(len(self._covered), dtype=torch.float32, device=parameter.device)
+        touched = self.values.flatten().to(torch.float32)
+        self.grad[order * BLOCK_SIZE + elements % BLOCK_SIZE] = touched.masked_fill(touched == 0, _ALMOST_ZERO)
+        self.state: State = {}
+        for name in names:
+            for key, where in (
+                (name, self._covered),
+                (codes_key(name), self._covered),
+                (absmax_key(name), self._blocks),
+            ):
+                if key in state:
+                    self.state[key] = state[key].view(-1)[where]
+
+    def put_back(self) -> None:
+        """Writes parameter and state to where they came from."""
+        self._flat[self._covered] = self.parameter
+        for key, value in self.state.items():
+            if key != "step":
+                where = self._blocks if key.endswith("_absmax") else self._covered
+                self._whole[key].view(-1)[where] = value
