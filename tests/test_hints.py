@@ -261,11 +261,15 @@ def test_an_unchanged_manager_costs_no_lookup(manager, monkeypatch):
 def test_overriding_in_a_loop_does_not_pile_up(manager):
     model = nn.Linear(4, 4)
     manager.register_parameters(model)
+    optimizer = AdamW(model.named_parameters())
     for i in range(200):
         manager.override_config(model.weight, "eps" if i == 3 else "lr", 0.001 * i)
         manager.register_module_override(model, "bias", {"lr": 0.001 * i})
+        if i % 2:
+            optimizer.step()
     assert len(notes(model).hints) <= 3
-    rows = manager.explain(AdamW(model.named_parameters()))
+    rows = manager.explain(optimizer)
+    assert [len(row.hints) for row in rows] == [2, 1]
     assert rows["weight"].overrides == {"eps": 0.003, "lr": pytest.approx(0.199)}
     assert rows["bias"].overrides == {"lr": pytest.approx(0.199)}
 

@@ -141,6 +141,15 @@ def test_a_framework_that_swaps_the_groups_parameters_keeps_every_hint():
     assert rates(net, optimizer) == {**EXPECTED, "group 0, parameter 6": 0.9}
 
 
+def test_a_hint_on_a_parameter_that_has_come_since_the_last_hint_outlives_it_too():
+    net = known_net()
+    manager = GlobalOptimManager.get_instance()
+    assign(net)
+    manager.override_config(net.third.bias, "lr", 0.7)
+    swapping_to(net)
+    assert rates(net) == {**EXPECTED, "third.bias": 0.7}
+
+
 def test_parametrized_parameters_keep_their_names():
     net = known_net()
     torch.nn.utils.parametrizations.weight_norm(net.second)

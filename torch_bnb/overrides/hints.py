@@ -142,6 +142,16 @@ def superseded(given: Iterable[Any], by: Any, voice: Any) -> list[Any]:
     return kept
 
 
+def latest_words(given: Iterable[Hint]) -> list[Hint]:
+    """Of hints of one voice, what was said last about every option; the forgotten left out."""
+    kept: list[Hint] = []
+    for hint in sorted(given, key=lambda hint: hint.rank, reverse=True):
+        new = {k: v for k, v in hint.config.items() if not any(k in later.config for later in kept)}
+        if new and hint.epoch >= _epoch:
+            kept.append(replace(hint, config=new))
+    return kept
+
+
 def on_parameter(parameter: Tensor) -> list[Hint]:
     """The hints given on this very tensor, in the order of writing."""
     stored = getattr(parameter, _ON_PARAMETER, ())

@@ -54,7 +54,7 @@ class GlobalOptimManager:
                 cls._instance = super().__new__(cls)
                 cls._instance.version = 0
                 cls._instance._followers = weakref.WeakSet()
-                cls._instance._owners = (-1, {})
+                cls._instance._owners = {}
         return cls._instance
 
     def __reduce__(self) -> tuple:
@@ -131,17 +131,15 @@ class GlobalOptimManager:
             if not (isinstance(parameter, nn.Parameter) or parameter.requires_grad):
                 raise TypeError("override_config: got a tensor that is no parameter, as p.data and state_dict() hold")
         with self._lock:
-            owners = self._places()
             for parameter in targets:
                 hint = hints.add_on_parameter(parameter, config)
-                self._bind(module for owner in owners.get(id(parameter), ()) if (module := owner()) is not None)
+                self._bind(self._owners_of(parameter))
                 for follower in list(self._followers):
                     follower.receive(parameter, hint)
             self.version += 1
 
     def register_module_override(self, module: nn.Module, param_name: Key, config: OverrideSpec) -> None:
-        """Sets options for parameters of a module by name, whichever Parameter objects bear it when the optimizer
-        steps.
+        """Sets options for parameters of a module by name, whichever objects bear it when the optimizer steps.
 
         Args:
             module: Where to look; ``self`` in a module's ``__init__``.
@@ -219,9 +217,7 @@ class GlobalOptimManager:
                 found = through_modules.get(id(parameter), [])
                 others = [hint for hint in found if hint.level is not Level.PARAMETER]
                 given = [*(carried or {}).get(index, ()), *found, *hints.on_parameter(parameter)]
-                epoch = hints.current_epoch()
-                by_rank = {h.rank: h for h in given if h.level is Level.PARAMETER and h.epoch >= epoch}
-                result.append([*others, *by_rank.values()])
+                result.append([*others, *hints.latest_words(hint for hint in given if hint.level is Level.PARAMETER)])
             return result
 
     def named_hints(
@@ -291,16 +287,18 @@ class GlobalOptimManager:
                 hints.note(module).add(ModuleHint(key, config, level, order, source(key), epoch, strict))
             self.version += 1
 
-    def _places(self) -> dict[int, list["weakref.ref[nn.Module]"]]:
-        """By ``id(parameter)``: the known modules that hold it as their own. Made anew when more modules are known."""
-        version, places = self._owners
-        if version != self.version:
-            places = {}
+    def _owners_of(self, parameter: Tensor) -> list[nn.Module]:
+        """The known modules that hold this very parameter as their own."""
+        for _ in range(2):
+            modules = [module for owner in self._owners.get(id(parameter), ()) if (module := owner()) is not None]
+            found = [module for module in modules if any(p is parameter for p in own(module).values())]
+            if found:
+                return found
+            self._owners = {}  # modules were added or their parameters replaced since: look again, once
             for module in hints.known_modules():
-                for parameter in own(module).values():
-                    places.setdefault(id(parameter), []).append(weakref.ref(module))
-        self._owners = (self.version + 1, places)  # as it will be after the override that asks
-        return places
+                for held in own(module).values():
+                    self._owners.setdefault(id(held), []).append(weakref.ref(module))
+        return []
 
     def _bind(self, modules: Iterable[nn.Module]) -> None:
         """Lets hints given on Parameter objects hold for the places in these modules that the objects are in."""
