@@ -151,15 +151,8 @@ struct AdEMAMix {
 };
 
 // LAMB, https://arxiv.org/abs/1904.00962: AdamW whose step is as long as the parameter, times lr.
-struct LAMB {
+struct LAMB : AdamW {
   static constexpr Name kName = "lamb";
-  static constexpr std::array kScalars = Adam::kScalars;
-  static constexpr std::array kStates = Adam::kStates;
-  float lr, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, bias_correction1, bias_correction2_sqrt;
-  BNB_HD float direction(float p, float g, float& m, float& v) const {
-    return weight_decay * p +
-           adam_ratio(g, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, bias_correction1, bias_correction2_sqrt);
-  }
   BNB_HD float measured(float p, float g, float m, float v) const { return direction(p, g, m, v); }
   BNB_HD LAMB with_norms(float param_norm, float direction_norm) const {
     LAMB rule = *this;

@@ -454,6 +454,9 @@ def test_registering_takes_every_form(manager):
     manager.register_parameters(model.named_parameters())
     manager.register_parameters([{"params": list(model.parameters()), "lr": 0.1}])
     manager.register_parameters(model.fc1.weight)
+    assert {manager.parameter_names()[id(p)] for p in model.parameters()} == {
+        name for name, _ in model.named_parameters()
+    }
 
 
 def test_an_option_of_another_rule_is_an_error_of_the_optimizer(manager):

@@ -300,7 +300,9 @@ def test_a_subclass_of_a_users_own_is_an_optimizer_like_any_other(manager):
     p, q = param(5000), param(5000)
     SGD([p]).step()
     manager.override_config(q, "momentum", 0.9)
-    bnb.optim.SGD([q]).step()
+    other = bnb.optim.SGD([q])
+    other.step()
+    assert "momentum_buffer" in other.state[q]
 
 
 @EVERY_RULE
