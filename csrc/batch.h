@@ -25,11 +25,11 @@ struct Slot {
 
 // What holds for every parameter of a call, whatever its rule.
 struct Options {
-  float grad_scale;         // gradients are multiplied by it as they are read: -1 maximises
-  float max_unorm;          // longest update, as a multiple of the parameter's norm; 0: any
-  bool skip_zeros;          // elements with zero gradient stay as they are, states included
-  bool stochastic_states;   // rounding of 8-bit states
+  float grad_scale;         // gradients are multiplied by it: -1 maximises
+  float max_unorm;          // longest update, in norms of the parameter; 0: any
+  bool skip_zeros;          // where the gradient is 0, nothing changes, no state either
   bool stochastic_weights;  // rounding of bfloat16 and float16 parameters
+  std::array<bool, AllRules::kMaxStates> stochastic_states;  // rounding of each 8-bit state
 };
 
 // The parameters of one call, updated with the same scalars.

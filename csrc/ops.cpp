@@ -104,6 +104,17 @@ std::vector<Slot> make_slots(std::string_view op, const TensorList& params, cons
   return slots;
 }
 
+std::array<bool, AllRules::kMaxStates> chosen_states(std::string_view op, const std::vector<std::int64_t>& indices,
+                                                     int states_per_param) {
+  std::array<bool, AllRules::kMaxStates> chosen{};
+  for (const std::int64_t index : indices) {
+    STD_TORCH_CHECK(index >= 0 && index < states_per_param, op, ": stochastic_states must name states 0 to ",
+                    states_per_param - 1, ", got ", index);
+    chosen[index] = true;
+  }
+  return chosen;
+}
+
 Batch make_batch(const std::vector<Slot>& slots, const float* scalars, const Options& options) {
   const Slot& last = slots.back();
   return {slots.data(), static_cast<std::int64_t>(slots.size()), last.first_block + blocks_of(last.numel, kBlock),

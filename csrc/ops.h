@@ -24,6 +24,9 @@ std::vector<Slot> make_slots(std::string_view op, const TensorList& params, cons
                              const TensorList& states, const TensorList& absmax, int states_per_param,
                              const std::optional<Tensor>& grad_scales, const std::vector<std::int64_t>& keys);
 void check_meta(std::string_view op, const TensorList& params);
+// Which of a rule's `states_per_param` states `indices` names.
+std::array<bool, AllRules::kMaxStates> chosen_states(std::string_view op, const std::vector<std::int64_t>& indices,
+                                                     int states_per_param);
 Batch make_batch(const std::vector<Slot>& slots, const float* scalars, const Options& options);
 
 // "adamw(Tensor(a!)[] params, ..., float lr, ..., Tensor? grad_scales=None, ...) -> ()"
@@ -34,7 +37,7 @@ std::string schema() {
   for (const Name scalar : Rule::kScalars) text += std::string(", float ") + scalar;
   return text +
          ", Tensor? grad_scales=None, int[] keys=[], float grad_scale=1.0, float max_unorm=0.0, bool skip_zeros=False, "
-         "bool stochastic_states=False, bool stochastic_weights=False) -> ()";
+         "bool stochastic_weights=False, int[] stochastic_states=[]) -> ()";
 }
 
 // One kernel in the dispatcher's boxed form. It takes ownership of every argument before it checks any.
@@ -51,7 +54,8 @@ void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
   const auto grad_scales = to<std::optional<Tensor>>(common[0]);
   const auto keys = to<std::vector<std::int64_t>>(common[1]);
   const Options options{static_cast<float>(to<double>(common[2])), static_cast<float>(to<double>(common[3])),
-                        to<bool>(common[4]), to<bool>(common[5]), to<bool>(common[6])};
+                        to<bool>(common[4]), to<bool>(common[5]),
+                        chosen_states(Rule::kName, to<std::vector<std::int64_t>>(common[6]), Rule::kStates.size())};
   if constexpr (launch == nullptr) {
     check_meta(Rule::kName, params);
   } else {

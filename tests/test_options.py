@@ -203,7 +203,7 @@ def test_stochastic_states_follow_a_small_change_that_nearest_rounding_never_see
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"state_rounding": "up"}, "state_rounding='up': expected 'nearest' or 'stochastic'"),
+        ({"state_rounding": "up"}, "state_rounding='up': expected 'auto' or 'nearest' or 'stochastic'"),
         ({"weight_rounding": None}, "weight_rounding=None: expected 'nearest' or 'stochastic'"),
         ({"percentile_clipping": 101}, "percentile_clipping=101: expected an integer from 1 to 100"),
         ({"max_unorm": -1.0}, r"max_unorm=-1\.0: expected a finite number >= 0"),

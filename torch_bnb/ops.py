@@ -36,8 +36,8 @@ def update(
     grad_scales: Tensor | None = None,
     max_unorm: float = 0.0,
     skip_zeros: bool = False,
-    stochastic_states: bool = False,
     stochastic_weights: bool = False,
+    stochastic_states: Sequence[int] = (),
     keys: Sequence[int] = (),
 ) -> None:
     """One step of `rule` for every parameter, in one parallel region: ``param -= lr * direction``.
@@ -55,8 +55,8 @@ def update(
         grad_scales: float32 tensor with one more factor for each gradient.
         max_unorm: Longest update before the learning rate, as a multiple of its parameter's norm; 0 is off.
         skip_zeros: Elements with zero gradient stay as they are, their state included.
-        stochastic_states: Round 8-bit states stochastically.
         stochastic_weights: Round bfloat16 and float16 parameters stochastically.
+        stochastic_states: Which of the rule's states to round stochastically where they are 8-bit, by index.
         keys: One number per parameter, other at every step, from which stochastic rounding draws.
 
     Raises:
@@ -67,8 +67,8 @@ def update(
         "grad_scales": grad_scales,
         "max_unorm": max_unorm,
         "skip_zeros": skip_zeros,
-        "stochastic_states": stochastic_states,
         "stochastic_weights": stochastic_weights,
+        "stochastic_states": stochastic_states,
         "keys": keys,
     }
     getattr(torch.ops.torch_bnb, rule)(params, grads, states, absmax, **scalars, **options)

@@ -87,9 +87,8 @@ void step_block(const Rule& rule, const Slot& slot, const Options& options, cons
   block.run(rule, slot, options, all);
   const float rate = layer == nullptr ? rule.lr : rule.lr * layer->shrink;
   for (int i = 0; i < block.n; ++i) block.u[i] *= rate;
-  const Rounding rounding{options.stochastic_states, slot.key};
   (store<Rule::kStates[K]>(slot.states[K], index, block.begin, block.n, block.s[K],
-                           layer == nullptr ? 0.0f : layer->absmax[K], rounding, K),
+                           layer == nullptr ? 0.0f : layer->absmax[K], {options.stochastic_states[K], slot.key}, K),
    ...);
   descend(slot.param_dtype, slot.param, block.begin, block.n, block.p, block.u, {options.stochastic_weights, slot.key});
 }

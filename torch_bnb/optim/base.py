@@ -73,6 +73,10 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         """The states that this configuration needs; the others read as zero and are not kept."""
         return self.states
 
+    def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
+        """By state, in their order, the share of it that a step keeps: near 1, rounding must not lose small changes."""
+        return dict.fromkeys(self.states, 0.0)
+
     def initial(self, config: Mapping[str, Any]) -> float:
         """What new states are filled with."""
         return 0.0
@@ -187,7 +191,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 # Parameters in the same situation have the same numbers: worked out once.
                 if (situation := (g, id(slot.overrides), step, fresh)) not in seen:
                     config = slot.config(group)
-                    shared = self.scalars(config, step, fresh), options.arguments(config), self.active_states(config)
+                    shared = self.scalars(config, step, fresh), options.arguments(config, self.decays(config)), self.active_states(config)
                     seen[situation] = config, shared, tuple((tuple(part), *part.values()) for part in shared)
                 config, shared, key = seen[situation]
                 self._check_grad(parameter, parameter.grad, config, g, i)

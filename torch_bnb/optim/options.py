@@ -103,14 +103,33 @@ def check(config: Mapping[str, Any], rule_options: Mapping[str, spec.Option], wh
     return checked
 
 
-def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The operator's keyword arguments that a config asks for."""
+SLOW = 0.99
+"""State that keeps more of itself than this share at a step moves by less than the spacing of its codes."""
+
+
+def stochastic_states(config: Mapping[str, Any], decays: Mapping[str, float]) -> tuple[int, ...]:
+    """Indices of the states that are rounded stochastically.
+
+    Args:
+        config: Its ``state_rounding``.
+        decays: By state, in the rule's order, the share of it that a step keeps.
+    """
+    rounding = config["state_rounding"]
+    return tuple(
+        index
+        for index, decay in enumerate(decays.values())
+        if rounding == "stochastic" or (rounding == "auto" and decay > SLOW)
+    )
+
+
+def arguments(config: Mapping[str, Any], decays: Mapping[str, float]) -> dict[str, Any]:
+    """The operator's keyword arguments that a config asks for; `decays` as in `stochastic_states`."""
     return {
         "grad_scale": -1.0 if config["maximize"] else 1.0,
         "max_unorm": config["max_unorm"],
         "skip_zeros": config["skip_zeros"],
-        "stochastic_states": config["state_rounding"] == "stochastic",
         "stochastic_weights": config["weight_rounding"] == "stochastic",
+        "stochastic_states": stochastic_states(config, decays),
     }
 
 

@@ -62,6 +62,10 @@ class Adam(BlockwiseOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, common)
 
     @override
+    def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
+        return dict(zip(self.states, config["betas"], strict=True))
+
+    @override
     def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         beta1, beta2 = config["betas"]
         return {
@@ -194,6 +198,10 @@ class SGD(BlockwiseOptimizer):
         return self.states if config["momentum"] else {}
 
     @override
+    def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
+        return {"momentum_buffer": config["momentum"]}
+
+    @override
     def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         momentum = config["momentum"]
         fresh = fresh or momentum == 0
@@ -246,6 +254,10 @@ class Lion(BlockwiseOptimizer):
         **common: Unpack[CommonOptions],
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, common)
+
+    @override
+    def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
+        return {"exp_avg": config["betas"][1]}
 
     @override
     def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
@@ -322,6 +334,10 @@ class RMSprop(BlockwiseOptimizer):
         return {name: signed for name, signed in self.states.items() if name not in absent}
 
     @override
+    def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
+        return {"square_avg": config["alpha"], "momentum_buffer": config["momentum"], "grad_avg": config["alpha"]}
+
+    @override
     def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         return {
             "lr": float(config["lr"]),
@@ -389,6 +405,10 @@ class Adagrad(BlockwiseOptimizer):
     @override
     def initial(self, config: Mapping[str, Any]) -> float:
         return config["initial_accumulator_value"]
+
+    @override
+    def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
+        return {"sum": 1.0}
 
     @override
     def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
@@ -467,6 +487,11 @@ class AdEMAMix(BlockwiseOptimizer):
         beta1, _, beta3 = config["betas"]
         if config["t_beta3"] is not None and not 0 < beta1 <= beta3:
             raise ValueError(f"t_beta3={config['t_beta3']} needs 0 < beta1 <= beta3, got betas={config['betas']!r}")
+
+    @override
+    def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
+        beta1, beta2, beta3 = config["betas"]
+        return {"exp_avg": beta1, "exp_avg_slow": beta3, "exp_avg_sq": beta2}
 
     @override
     def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
@@ -601,6 +626,10 @@ class LARS(BlockwiseOptimizer):
     @override
     def active_states(self, config: Mapping[str, Any]) -> Mapping[str, bool]:
         return self.states if config["momentum"] else {}
+
+    @override
+    def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
+        return {"momentum_buffer": config["momentum"]}
 
     @override
     def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:

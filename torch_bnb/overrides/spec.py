@@ -129,7 +129,7 @@ COMMON: Mapping[str, Option] = {
     "max_unorm": NON_NEGATIVE,
     "skip_zeros": FLAG,
     "maximize": FLAG,
-    "state_rounding": _one_of("nearest", "stochastic"),
+    "state_rounding": _one_of("auto", "nearest", "stochastic"),
     "weight_rounding": _one_of("nearest", "stochastic"),
     "seed": _integer("an integer", lambda value: True),
 }
