@@ -31,28 +31,21 @@ BNB_HD float square_root(float x) { return __builtin_sqrtf(x); }
 
 // The common part of Adam and AdamW: moves both moments, returns the bias-corrected ratio.
 BNB_HD float adam_ratio(float g, float& m, float& v, float one_minus_beta1, float beta2, float one_minus_beta2,
-                        float eps, float bias_correction1, float bias_correction2_sqrt) {
+                        float eps, float debias1, float debias2_sqrt) {
   m = lerp(m, g, one_minus_beta1);
   v = beta2 * v + one_minus_beta2 * g * g;
-  return m / bias_correction1 / (square_root(v) / bias_correction2_sqrt + eps);
+  return m * debias1 / (square_root(v) * debias2_sqrt + eps);
 }
 
 // Adam with L2 decay, https://arxiv.org/abs/1412.6980
 struct Adam {
   static constexpr Name kName = "adam";
-  static constexpr std::array kScalars{"lr",
-                                       "one_minus_beta1",
-                                       "beta2",
-                                       "one_minus_beta2",
-                                       "eps",
-                                       "weight_decay",
-                                       "bias_correction1",
-                                       "bias_correction2_sqrt"};
+  static constexpr std::array kScalars{"lr",  "one_minus_beta1", "beta2",   "one_minus_beta2",
+                                       "eps", "weight_decay",    "debias1", "debias2_sqrt"};
   static constexpr std::array kStates{Sign::kSigned, Sign::kUnsigned};
-  float lr, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, bias_correction1, bias_correction2_sqrt;
+  float lr, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, debias1, debias2_sqrt;
   BNB_HD float direction(float p, float g, float& m, float& v) const {
-    return adam_ratio(g + weight_decay * p, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, bias_correction1,
-                      bias_correction2_sqrt);
+    return adam_ratio(g + weight_decay * p, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, debias1, debias2_sqrt);
   }
 };
 
@@ -61,10 +54,9 @@ struct AdamW {
   static constexpr Name kName = "adamw";
   static constexpr std::array kScalars = Adam::kScalars;
   static constexpr std::array kStates = Adam::kStates;
-  float lr, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, bias_correction1, bias_correction2_sqrt;
+  float lr, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, debias1, debias2_sqrt;
   BNB_HD float direction(float p, float g, float& m, float& v) const {
-    return weight_decay * p +
-           adam_ratio(g, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, bias_correction1, bias_correction2_sqrt);
+    return weight_decay * p + adam_ratio(g, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, debias1, debias2_sqrt);
   }
 };
 
@@ -129,24 +121,16 @@ struct Adagrad {
 // AdEMAMix, https://arxiv.org/abs/2409.03137: AdamW with a second, slow first moment; alpha and beta3 come scheduled.
 struct AdEMAMix {
   static constexpr Name kName = "ademamix";
-  static constexpr std::array kScalars{"lr",
-                                       "one_minus_beta1",
-                                       "beta2",
-                                       "one_minus_beta2",
-                                       "one_minus_beta3",
-                                       "alpha",
-                                       "eps",
-                                       "weight_decay",
-                                       "bias_correction1",
-                                       "bias_correction2_sqrt"};
+  static constexpr std::array kScalars{
+      "lr",  "one_minus_beta1", "beta2",   "one_minus_beta2", "one_minus_beta3", "alpha",
+      "eps", "weight_decay",    "debias1", "debias2_sqrt"};
   static constexpr std::array kStates{Sign::kSigned, Sign::kSigned, Sign::kUnsigned};
-  float lr, one_minus_beta1, beta2, one_minus_beta2, one_minus_beta3, alpha, eps, weight_decay, bias_correction1,
-      bias_correction2_sqrt;
+  float lr, one_minus_beta1, beta2, one_minus_beta2, one_minus_beta3, alpha, eps, weight_decay, debias1, debias2_sqrt;
   BNB_HD float direction(float p, float g, float& fast, float& slow, float& v) const {
     fast = lerp(fast, g, one_minus_beta1);
     slow = lerp(slow, g, one_minus_beta3);
     v = beta2 * v + one_minus_beta2 * g * g;
-    return (fast / bias_correction1 + alpha * slow) / (square_root(v) / bias_correction2_sqrt + eps) + weight_decay * p;
+    return (fast * debias1 + alpha * slow) / (square_root(v) * debias2_sqrt + eps) + weight_decay * p;
   }
 };
 

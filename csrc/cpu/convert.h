@@ -1,10 +1,8 @@
 // A block of a parameter or gradient between its own dtype and float32. Rounds to nearest even, as torch does.
 // Branch-free per element, so that the loops vectorise on every instruction set and give the same bits on each.
 #pragma once
-#include <cstdint>
-#include <cstring>
-
 #include "../batch.h"
+#include "noise.h"
 
 namespace bnb {
 inline namespace BNB_ISA {
@@ -52,7 +50,8 @@ struct Float16 {
     const std::uint32_t sign = (bits_of(x) >> 16) & 0x8000;
     const std::uint32_t magnitude = bits_of(x) & 0x7fffffff;
     const std::uint32_t normal = (magnitude - (112u << 23) + (random & 0x1fff)) >> 13;
-    const float units = float_of(magnitude) * 0x1p24f + uniform(random);  // of the smallest subnormal
+    const float share = static_cast<float>(static_cast<std::int32_t>(random >> 8)) * 0x1p-24f;
+    const float units = float_of(magnitude) * 0x1p24f + share;  // of the smallest subnormal
     const std::uint32_t subnormal = static_cast<std::uint32_t>(static_cast<std::int32_t>(units < 1024 ? units : 1024));
     const std::uint32_t largest = normal < 0x7bff ? normal : 0x7bff;  // chance makes no infinity
     const std::uint32_t finite = magnitude < (113u << 23) ? subnormal : largest;
@@ -70,7 +69,7 @@ struct Float16 {
   }
 };
 
-// float32 and float64 behind the same two names.
+// float32 and float64 behind the same name.
 template <class T>
 struct Native {
   T value;
@@ -78,51 +77,68 @@ struct Native {
 };
 
 template <class T>
-void read_as(const void* source, std::int64_t begin, int n, float* x) {
-  const T* from = static_cast<const T*>(source) + begin;
-  for (int i = 0; i < n; ++i) x[i] = T::widen(from[i]);
+void read_as(const void* source, int n, float* x) {
+  const T* from = static_cast<const T*>(source);
+  if (n == kBlock) {  // a bound that the compiler knows
+    for (int i = 0; i < kBlock; ++i) x[i] = T::widen(from[i]);
+  } else {
+    for (int i = 0; i < n; ++i) x[i] = T::widen(from[i]);
+  }
 }
 
-[[gnu::noinline]] inline void read(DType dtype, const void* source, std::int64_t begin, int n, float* x) {
+constexpr std::int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
+inline void* at(DType dtype, void* data, std::int64_t index) {
+  return static_cast<char*>(data) + size_of(dtype) * index;
+}
+inline const void* at(DType dtype, const void* data, std::int64_t index) {
+  return static_cast<const char*>(data) + size_of(dtype) * index;
+}
+
+[[gnu::noinline]] inline void read(DType dtype, const void* source, int n, float* x) {
   switch (dtype) {
     case DType::kFloat32:
-      return read_as<Native<float>>(source, begin, n, x);
+      return read_as<Native<float>>(source, n, x);
     case DType::kBFloat16:
-      return read_as<BFloat16>(source, begin, n, x);
+      return read_as<BFloat16>(source, n, x);
     case DType::kFloat16:
-      return read_as<Float16>(source, begin, n, x);
+      return read_as<Float16>(source, n, x);
     case DType::kFloat64:
-      return read_as<Native<double>>(source, begin, n, x);
+      return read_as<Native<double>>(source, n, x);
   }
 }
 
 template <class T>
-void write_as(void* target, std::int64_t begin, int n, const float* x, Rounding rounding) {
+void write_as(void* target, int n, const float* x, Rounding rounding, std::int64_t first) {
   constexpr std::uint32_t kStream = 0xffff;  // apart from the states' streams
-  T* to = static_cast<T*>(target) + begin;
+  T* to = static_cast<T*>(target);
   if (rounding.stochastic) {
-    for (int i = 0; i < n; ++i) to[i] = T::narrow(x[i], random_bits(rounding.key, kStream, begin + i));
+    const Noise noise(rounding.key, kStream, first);
+    alignas(64) std::uint32_t random[kBlock];
+    for (int i = 0; i < kBlock; i += kLanes) store(noise[i], random + i);
+    for (int i = 0; i < n; ++i) to[i] = T::narrow(x[i], random[i]);
+  } else if (n == kBlock) {
+    for (int i = 0; i < kBlock; ++i) to[i] = T::narrow(x[i]);
   } else {
     for (int i = 0; i < n; ++i) to[i] = T::narrow(x[i]);
   }
 }
 
-// param -= delta, where p holds the block as `read` gave it (p is overwritten). A float64 parameter is not rounded to
-// float32.
-[[gnu::noinline]] inline void descend(DType dtype, void* param, std::int64_t begin, int n, float* p, const float* delta,
-                                      Rounding rounding) {
-  if (dtype == DType::kFloat64) {
-    double* exact = static_cast<double*>(param) + begin;
-    for (int i = 0; i < n; ++i) exact[i] -= static_cast<double>(delta[i]);
-    return;
+// Back into a parameter, whose elements begin at index `first` of their tensor. A float64 parameter is not rounded to
+// float32 on the way: for it, `x` is what to add.
+[[gnu::noinline]] inline void write(DType dtype, void* target, int n, const float* x, Rounding rounding,
+                                    std::int64_t first) {
+  switch (dtype) {
+    case DType::kFloat32:
+      std::memcpy(target, x, sizeof(float) * n);
+      return;
+    case DType::kBFloat16:
+      return write_as<BFloat16>(target, n, x, rounding, first);
+    case DType::kFloat16:
+      return write_as<Float16>(target, n, x, rounding, first);
+    case DType::kFloat64:
+      for (int i = 0; i < n; ++i) static_cast<double*>(target)[i] += static_cast<double>(x[i]);
   }
-  for (int i = 0; i < n; ++i) p[i] -= delta[i];
-  if (dtype == DType::kFloat32)
-    std::memcpy(static_cast<float*>(param) + begin, p, sizeof(float) * n);
-  else if (dtype == DType::kBFloat16)
-    write_as<BFloat16>(param, begin, n, p, rounding);
-  else
-    write_as<Float16>(param, begin, n, p, rounding);
 }
 
 }  // namespace BNB_ISA

@@ -1,70 +1,13 @@
-// The CPU's step loop: brings a block of 256 elements into the L1 cache as floats, lets the rule run over it, takes it
-// back. Compiled once per instruction set (isa_*.cpp); it must not know which.
+// The CPU's step loop: lets a rule run over blocks of 256 elements. Compiled once per instruction set (isa_*.cpp); it
+// must not know which.
 #pragma once
 #include <type_traits>
 
-#include "convert.h"
+#include "block.h"
 #include "kernels.h"
 
 namespace bnb {
 inline namespace BNB_ISA {
-
-// One copy of the codec's loops per map, not one per rule: a call a block costs nothing, and the build stays short.
-template <Sign S>
-[[gnu::noinline]] void load(const State& state, std::int64_t block, std::int64_t begin, int n, float* x) {
-  load_state<S>(state, block, begin, n, x);
-}
-
-template <Sign S>
-[[gnu::noinline]] void store(const State& state, std::int64_t block, std::int64_t begin, int n, const float* x,
-                             float whole_absmax, Rounding rounding, std::uint32_t stream) {
-  store_state<S>(state, block, begin, n, x, whole_absmax, rounding, stream);
-}
-
-// A block of one parameter as floats: 256 elements of it, of its gradient, of each state, and the direction to go.
-template <class Rule>
-struct Block {
-  static constexpr std::size_t kStates = Rule::kStates.size();
-  alignas(64) float p[kBlock], g[kBlock], u[kBlock], s[kStates][kBlock];
-  std::int64_t index, begin;
-  int n;
-
-  Block(const Slot& slot, const Options& options, std::int64_t block) : index(block), begin(block * kBlock) {
-    const std::int64_t left = slot.numel - begin;
-    n = left < kBlock ? static_cast<int>(left) : kBlock;
-    read(slot.param_dtype, slot.param, begin, n, p);
-    read(slot.grad_dtype, slot.grad, begin, n, g);
-    const float scale = slot.grad_scale == nullptr ? options.grad_scale : options.grad_scale * *slot.grad_scale;
-    for (int i = 0; i < n; ++i) g[i] *= scale;
-    load_states(slot, s, std::make_index_sequence<kStates>{});
-  }
-
-  // Moves the states and finds the direction.
-  template <std::size_t... K>
-  void run(const Rule& rule, const Slot& slot, const Options& options, std::index_sequence<K...> all) {
-#pragma omp simd
-    for (int i = 0; i < n; ++i) u[i] = rule.direction(p[i], g[i], s[K][i]...);
-    if (!options.skip_zeros) return;
-    float before[kStates][kBlock];
-    load_states(slot, before, all);
-    for (int i = 0; i < n; ++i) {
-      u[i] = g[i] == 0 ? 0.0f : u[i];
-      ((s[K][i] = g[i] == 0 ? before[K][i] : s[K][i]), ...);
-    }
-  }
-
-  bool has_gradient() const {
-    bool any = false;
-    for (int i = 0; i < n; ++i) any |= g[i] != 0;
-    return any;
-  }
-
- private:
-  template <std::size_t... K>
-  void load_states(const Slot& slot, float (&to)[kStates][kBlock], std::index_sequence<K...>) {
-    (load<Rule::kStates[K]>(slot.states[K], index, begin, n, to[K]), ...);
-  }
-};
 
 template <class Rule, class = void>
 constexpr bool kLayerwise = false;
@@ -79,18 +22,81 @@ Rule rule_for(const Rule& rule, const cpu::Layer* layer) {
   return rule;
 }
 
+// How one block is stepped.
+struct Pace {
+  float grad_scale, rate;
+};
+
+// Moves the states, and to = from - rate * direction. Where kSkipZeros, elements with zero gradient stay.
+template <bool kSkipZeros, class Rule, class... States>
+void advance(const Rule rule, const Block<Rule>& block, const Pace pace, const float* p, const float* g,
+             const float* from, float* to, States*... s) {
+  for (int begin = 0; begin < kBlock; begin += kChunk) {
+    block.decode(begin);
+#pragma omp simd
+    for (int k = 0; k < kChunk; ++k) {
+      const int i = begin + k;
+      const float gradient = g[i] * pace.grad_scale;
+      [&](const auto... before) {
+        const float u = rule.direction(p[i], gradient, s[i]...);
+        const bool stays = kSkipZeros && gradient == 0;
+        if (kSkipZeros) ((s[i] = stays ? before : s[i]), ...);
+        to[i] = from[i] - (stays ? 0.0f : pace.rate * u);
+      }(s[i]...);
+    }
+  }
+}
+
 template <class Rule, std::size_t... K>
-void step_block(const Rule& rule, const Slot& slot, const Options& options, const cpu::Layer* layer, std::int64_t index,
-                std::index_sequence<K...> all) {
-  Block<Rule> block(slot, options, index);
-  if (options.skip_zeros && !block.has_gradient()) return;
-  block.run(rule, slot, options, all);
-  const float rate = layer == nullptr ? rule.lr : rule.lr * layer->shrink;
-  for (int i = 0; i < block.n; ++i) block.u[i] *= rate;
-  (store<Rule::kStates[K]>(slot.states[K], index, block.begin, block.n, block.s[K],
-                           layer == nullptr ? 0.0f : layer->absmax[K], {options.stochastic_states[K], slot.key}, K),
-   ...);
-  descend(slot.param_dtype, slot.param, block.begin, block.n, block.p, block.u, {options.stochastic_weights, slot.key});
+void advance(const Rule& rule, Block<Rule>& block, const Options& options, Pace pace, const float* from, float* to,
+             std::index_sequence<K...>) {
+  if (options.skip_zeros)
+    advance<true>(rule, block, pace, block.p, block.g, from, to, block.s[K]...);
+  else
+    advance<false>(rule, block, pace, block.p, block.g, from, to, block.s[K]...);
+  // What a rule makes of zeros need not be zero, and the rest of a short block takes part in nothing.
+  if (block.n < kBlock) ((std::memset(block.s[K] + block.n, 0, sizeof(float) * (kBlock - block.n))), ...);
+}
+
+inline float grad_scale_of(const Slot& slot, const Options& options) {
+  return slot.grad_scale == nullptr ? options.grad_scale : options.grad_scale * *slot.grad_scale;
+}
+
+template <class T>
+bool has_nonzero(const T* x) {
+  bool any = false;
+  for (int i = 0; i < kBlock; ++i) any |= x[i] != 0;
+  return any;
+}
+
+alignas(64) inline constexpr float kZeros[kBlock]{};
+
+template <class Rule>
+void step_block(const Rule& rule, const Slot& slot, const Options& options, const cpu::Layer* layer,
+                std::int64_t index) {
+  Block<Rule> block(slot, index, true);
+  if (options.skip_zeros && !has_nonzero(block.g)) return;
+  const Pace pace{grad_scale_of(slot, options), layer == nullptr ? rule.lr : rule.lr * layer->shrink};
+  const float* const from = slot.param_dtype == DType::kFloat64 ? kZeros : block.p;
+  advance(rule, block, options, pace, from, block.p, std::make_index_sequence<Rule::kStates.size()>{});
+  block.put_back(options, layer == nullptr ? nullptr : layer->absmax.data());
+}
+
+// Sum over i of f(i) squared, in double, in an order that no width of vectors changes.
+template <class F>
+double sum_of_squares(int n, const F& f) {
+  constexpr int kParts = 16;
+  double parts[kParts]{};
+  static_assert(kBlock % kParts == 0);
+  for (int i = 0; i + kParts <= n; i += kParts)
+    for (int part = 0; part < kParts; ++part) {
+      const double x = f(i + part);
+      parts[part] += x * x;
+    }
+  for (int i = n - n % kParts; i < n; ++i) parts[i % kParts] += static_cast<double>(f(i)) * f(i);
+  double sum = 0;
+  for (const double part : parts) sum += part;
+  return sum;
 }
 
 // What a layer-wise rule, max_unorm or a state with one absmax for the whole tensor need to know of a block beforehand.
@@ -98,21 +104,17 @@ void step_block(const Rule& rule, const Slot& slot, const Options& options, cons
 template <class Rule, std::size_t... K>
 cpu::Measure measure_block(const Rule& rule, const Slot& slot, const Options& options, std::int64_t index,
                            std::index_sequence<K...> all) {
-  Block<Rule> block(slot, options, index);
+  Block<Rule> block(slot, index, false);
+  const float scale = grad_scale_of(slot, options);
   cpu::Measure sums{};
-  for (int i = 0; i < block.n; ++i) sums.param += static_cast<double>(block.p[i]) * block.p[i];
-  if constexpr (kLayerwise<Rule>) {
-    for (int i = 0; i < block.n; ++i) {
-      const double x = rule.measured(block.p[i], block.g[i], block.s[K][i]...);
-      sums.measured += x * x;
-    }
-  }
-  block.run(rule, slot, options, all);
-  for (int i = 0; i < block.n; ++i) {
-    const double x = static_cast<double>(rule.lr) * block.u[i];
-    sums.update += x * x;
-  }
-  ((sums.absmax[K] = block_absmax(block.s[K], block.n)), ...);
+  sums.param = sum_of_squares(block.n, [&](int i) { return block.p[i]; });
+  if constexpr (kLayerwise<Rule>)
+    sums.measured = sum_of_squares(block.n, [&](int i) {
+      return [&](auto... state) { return rule.measured(block.p[i], block.g[i] * scale, state...); }(block.s[K][i]...);
+    });
+  advance(rule, block, options, {scale, rule.lr}, kZeros, block.p, all);
+  sums.update = sum_of_squares(block.n, [&](int i) { return block.p[i]; });
+  ((sums.absmax[K] = absmax_of(block.s[K], block.n)), ...);
   return sums;
 }
 
@@ -141,8 +143,7 @@ void step_blocks(const Batch& batch, const cpu::Layer* layers, std::int64_t firs
   const Rule base = make_rule<Rule>(batch.scalars);
   for_each_block(batch, first, last, [&](std::int64_t slot, std::int64_t block, std::int64_t) {
     const cpu::Layer* layer = layers == nullptr ? nullptr : layers + slot;
-    step_block(rule_for(base, layer), batch.slots[slot], batch.options, layer, block,
-               std::make_index_sequence<Rule::kStates.size()>{});
+    step_block(rule_for(base, layer), batch.slots[slot], batch.options, layer, block);
   });
 }
 
@@ -165,10 +166,9 @@ inline std::int64_t block_length(const Quantized& q, std::int64_t block) {
 template <Sign S>
 void quantize_blocks(const Quantized& q, std::int64_t first, std::int64_t last) {
   for (std::int64_t block = first; block < last; ++block) {
-    const std::int64_t begin = block * q.blocksize;
-    const std::int64_t n = block_length(q, block);
-    q.absmax[block] = block_absmax(q.values + begin, n);
-    encode_block<S>(q.values + begin, begin, n, q.absmax[block], {}, 0, q.codes + begin);
+    const std::int64_t begin = block * q.blocksize, n = block_length(q, block);
+    q.absmax[block] = absmax_of(q.values + begin, n);
+    encode_run<S>(q.values + begin, n, q.absmax[block], {}, {}, 0, begin, q.codes + begin);
   }
 }
 
@@ -176,7 +176,7 @@ template <Sign S>
 void dequantize_blocks(const Quantized& q, std::int64_t first, std::int64_t last) {
   for (std::int64_t block = first; block < last; ++block) {
     const std::int64_t begin = block * q.blocksize;
-    decode_block<S>(q.codes + begin, q.absmax[block], block_length(q, block), q.values + begin);
+    decode_run<S>(q.codes + begin, q.absmax[block], block_length(q, block), q.values + begin);
   }
 }
 

@@ -1,12 +1,20 @@
 // Kernels for x86-64 with AVX-512.
 // The target holds from here on: the standard headers come first, so that none of their inline code is compiled for it.
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
+
+#if defined(__GNUC__) && !defined(__clang__)  // of its own intrinsics, https://gcc.gnu.org/PR105593
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
@@ -15,6 +23,7 @@
 #endif
 
 #define BNB_ISA avx512
+#define BNB_LANES 16
 #include "driver.h"
 
 const bnb::cpu::Kernels bnb::cpu::kAvx512 = bnb::avx512::make_kernels("avx512", bnb::AllRules{});

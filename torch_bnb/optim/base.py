@@ -191,7 +191,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 # Parameters in the same situation have the same numbers: worked out once.
                 if (situation := (g, id(slot.overrides), step, fresh)) not in seen:
                     config = slot.config(group)
-                    shared = self.scalars(config, step, fresh), options.arguments(config, self.decays(config)), self.active_states(config)
+                    shared = (
+                        self.scalars(config, step, fresh),
+                        options.arguments(config, self.decays(config)),
+                        self.active_states(config),
+                    )
                     seen[situation] = config, shared, tuple((tuple(part), *part.values()) for part in shared)
                 config, shared, key = seen[situation]
                 self._check_grad(parameter, parameter.grad, config, g, i)

@@ -75,8 +75,8 @@ class Adam(BlockwiseOptimizer):
             "one_minus_beta2": 1 - beta2,
             "eps": config["eps"],
             "weight_decay": config["weight_decay"],
-            "bias_correction1": 1 - beta1**step,
-            "bias_correction2_sqrt": math.sqrt(1 - beta2**step),
+            "debias1": 1 / (1 - beta1**step),
+            "debias2_sqrt": 1 / math.sqrt(1 - beta2**step),
         }
 
 
@@ -511,8 +511,8 @@ class AdEMAMix(BlockwiseOptimizer):
             "alpha": alpha,
             "eps": config["eps"],
             "weight_decay": config["weight_decay"],
-            "bias_correction1": 1 - beta1**step,
-            "bias_correction2_sqrt": math.sqrt(1 - beta2**step),
+            "debias1": 1 / (1 - beta1**step),
+            "debias2_sqrt": 1 / math.sqrt(1 - beta2**step),
         }
 
 

@@ -1,0 +1,139 @@
+// One vector of an instruction set, in the compiler's vector types, and the few operations that these lack.
+// BNB_LANES (16, 8 or 4) chooses the width; the same code over it gives the same bits on every width.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "../codec.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace bnb {
+inline namespace BNB_ISA {
+
+// The compiler must not call what is a few instructions, or it loads the constants again for every vector.
+#define BNB_LANE [[gnu::always_inline]] inline
+
+constexpr int kLanes = BNB_LANES;
+
+typedef float Floats __attribute__((vector_size(4 * BNB_LANES)));
+typedef std::int32_t Ints __attribute__((vector_size(4 * BNB_LANES)));
+typedef std::uint32_t Words __attribute__((vector_size(4 * BNB_LANES)));
+typedef std::uint8_t Bytes __attribute__((vector_size(BNB_LANES)));
+
+template <class V, class T>
+BNB_LANE V load(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+BNB_LANE void store(const V& v, T* to) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+BNB_LANE Floats all(float x) { return x - Floats{}; }
+BNB_LANE Floats magnitude(Floats x) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) & 0x7fffffff); }
+BNB_LANE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+
+// The next kLanes bytes.
+BNB_LANE Ints load_bytes(const std::uint8_t* from) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  return reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__x86_64__) && BNB_LANES == 8
+  return reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  return __builtin_convertvector(load<Bytes>(from), Ints);
+#endif
+}
+
+// a * b + c, rounded once.
+BNB_LANE Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  return reinterpret_cast<Floats>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__x86_64__) && BNB_LANES == 8
+  return reinterpret_cast<Floats>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#elif defined(__aarch64__)
+  return reinterpret_cast<Floats>(
+      vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
+#else
+  for (int i = 0; i < kLanes; ++i) a[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return a;
+#endif
+}
+
+// a or the bound; the bound where a is NaN.
+BNB_LANE Floats at_least(float bound, Floats a) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  return reinterpret_cast<Floats>(_mm512_max_ps(reinterpret_cast<__m512>(a), _mm512_set1_ps(bound)));
+#elif defined(__x86_64__) && BNB_LANES == 8
+  return reinterpret_cast<Floats>(_mm256_max_ps(reinterpret_cast<__m256>(a), _mm256_set1_ps(bound)));
+#else
+  return a > bound ? a : all(bound);
+#endif
+}
+
+// Eight numbers that a lane picks from by the last three bits of its index.
+struct Table {
+  alignas(64) float entries[kLanes > 8 ? kLanes : 8]{};
+
+  constexpr void set(int index, float x) {
+    for (int i = index & 7; i < static_cast<int>(sizeof entries / sizeof x); i += 8) entries[i] = x;
+  }
+
+  BNB_LANE Floats operator[](Ints index) const {
+#if defined(__x86_64__) && BNB_LANES == 16
+    return reinterpret_cast<Floats>(_mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), _mm512_load_ps(entries)));
+#elif defined(__x86_64__) && BNB_LANES == 8
+    return reinterpret_cast<Floats>(
+        _mm256_permutevar8x32_ps(_mm256_load_ps(entries), reinterpret_cast<__m256i>(index)));
+#elif defined(__aarch64__)
+    const Ints bytes = (index & 7) * 0x04040404 + 0x03020100;
+    const uint8x16x2_t table = vld1q_u8_x2(reinterpret_cast<const std::uint8_t*>(entries));
+    return reinterpret_cast<Floats>(vqtbl2q_u8(table, reinterpret_cast<uint8x16_t>(bytes)));
+#else
+    Floats picked;
+    for (int i = 0; i < kLanes; ++i) picked[i] = entries[index[i] & 7];
+    return picked;
+#endif
+  }
+};
+
+// Whether x > limit in any lane.
+BNB_LANE bool any_above(Floats x, float limit) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
+#elif defined(__x86_64__) && BNB_LANES == 8
+  return _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(x), _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0;
+#elif defined(__aarch64__)
+  return vmaxvq_u32(vcgtq_f32(reinterpret_cast<float32x4_t>(x), vdupq_n_f32(limit))) != 0;
+#else
+  bool any = false;
+  for (int i = 0; i < kLanes; ++i) any |= x[i] > limit;
+  return any;
+#endif
+}
+
+// The lowest byte of every lane.
+BNB_LANE void store_bytes(Ints x, std::uint8_t* to) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x)));
+#elif defined(__x86_64__) && BNB_LANES == 8
+  const __m256i first = _mm256_set1_epi32(0x0c080400);  // of every four, in each half
+  const __m256i packed = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(x), first);
+  const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), both);
+#else
+  store(__builtin_convertvector(x, Bytes), to);
+#endif
+}
+
+}  // namespace BNB_ISA
+}  // namespace bnb
