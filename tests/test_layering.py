@@ -115,7 +115,28 @@ struct RuleList""",
     "torch_bnb/optim/rules.py": (
         "class Lion(",
         '''class Signum(BlockwiseOptimizer):
-    """Sign of the momentum (https://arxiv.org/abs/1802.04434)."""
+    """Sign of the momentum (https://arxiv.org/abs/1802.04434).
+
+    ::
+
+        m = momentum * m + g
+        p = p - lr * sign(m)
+
+    Args:
+        params: Parameters.
+        lr: Learning rate.
+        momentum: Decay of m.
+        {common}
+
+    Raises:
+        ValueError: An option has an impossible value.
+
+    Note:
+        For tests.
+
+    Example:
+        >>> import torch, torch_bnb as bnb
+    """
 
     rule = "signum"
     states = {"momentum_buffer": SIGNED}
@@ -154,7 +175,7 @@ CASES = {
 
 @pytest.mark.slow
 def test_a_new_rule_touches_three_files(tmp_path):
-    for name in ("csrc", "torch_bnb", "tests"):
+    for name in ("csrc", "torch_bnb", "tests", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -179,4 +200,11 @@ def test_a_new_rule_touches_three_files(tmp_path):
     tests = ["tests/test_rules.py", "tests/test_step.py", "tests/test_checkpoint.py", "tests/test_ops.py"]
     output = run("-m", "pytest", "-q", "-k", "signum", "-p", "no:cacheprovider", *tests)
     assert int(re.search(r"(\d+) passed", output)[1]) > 40
+    # The page and the names for editors are written from the three files, by a program.
+    check = [sys.executable, "docs/generate.py", "--check"]
+    stale = subprocess.run(check, cwd=tmp_path, capture_output=True, check=False)
+    assert b"docs/optimizers/signum.md, torch_bnb/optim/variants.pyi; run `make docs`" in stale.stderr
+    run("docs/generate.py")
+    run("docs/generate.py", "--check")
+    assert "p = p - lr * sign(m)" in (tmp_path / "docs/optimizers/signum.md").read_text()
     run("-c", "import torch_bnb, torch; print(torch_bnb.optim.Signum8bit([torch.zeros(9, requires_grad=True)]))")
