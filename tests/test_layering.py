@@ -1,6 +1,7 @@
 """The structure that docs/architecture.md promises."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -191,19 +192,21 @@ def test_a_new_rule_touches_three_files(tmp_path):
         assert text.count(add[0]) == 1
         (tmp_path / name).write_text(text.replace(*add))
 
-    def run(*command):
-        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def run(*command, code=0):
+        command = [sys.executable, *command]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     run("setup.py", "build_ext", "--inplace")
     tests = ["tests/test_rules.py", "tests/test_step.py", "tests/test_checkpoint.py", "tests/test_ops.py"]
     output = run("-m", "pytest", "-q", "-k", "signum", "-p", "no:cacheprovider", *tests)
     assert int(re.search(r"(\d+) passed", output)[1]) > 40
     # The page and the names for editors are written from the three files, by a program.
-    check = [sys.executable, "docs/generate.py", "--check"]
-    stale = subprocess.run(check, cwd=tmp_path, capture_output=True, check=False)
-    assert b"docs/optimizers/signum.md, torch_bnb/optim/variants.pyi; run `make docs`" in stale.stderr
+    stale = run("docs/generate.py", "--check", code=1)
+    assert "docs/optimizers/signum.md, torch_bnb/optim/variants.pyi; run `make docs`" in stale
     run("docs/generate.py")
     run("docs/generate.py", "--check")
     assert "p = p - lr * sign(m)" in (tmp_path / "docs/optimizers/signum.md").read_text()
