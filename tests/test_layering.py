@@ -163,7 +163,7 @@ class Lion(''',
     def step(self):
         for group in self.param_groups:
             for p in group["params"]:
-                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                m = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 m.mul_(group["momentum"]).add_(-p.grad if group["maximize"] else p.grad)
                 p.sub_(group["lr"] * m.sign())
 
