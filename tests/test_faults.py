@@ -65,9 +65,7 @@ def test_in_32_bits_what_the_oracle_makes_non_finite_is_so_and_nothing_else(name
             torch.testing.assert_close(found[good], expected[good], rtol=1e-5, atol=1e-6)
             assert not found[~expected.isfinite()].isfinite().any()
             assert found[good].isfinite().all()
-    assert not p[~good].isfinite().any() and all(
-        not value[~good].isfinite().any() for value in values(ours, p).values()
-    )
+    assert all(not value[~good].isfinite().any() for value in values(ours, p).values())
 
 
 @EVERY_CONFIG
@@ -90,7 +88,7 @@ def test_in_8_bits_a_non_finite_gradient_takes_its_block_and_no_other(name, conf
     outside[256:512] = False
     (clean, clean_states), (spoilt, states) = ends[False], ends[True]
     assert spoilt[outside].isfinite().all()
-    assert not spoilt[300].isfinite() and (not states or not spoilt[256:512].isfinite().any())
+    assert not spoilt[256:512].isfinite().all() if states else not spoilt[300].isfinite()
     if not CASES[name].optimizer.layerwise:  # those share a norm
         assert torch.equal(spoilt[outside], clean[outside])
         assert all(torch.equal(states[key][outside], clean_states[key][outside]) for key in states)
@@ -108,7 +106,6 @@ def test_no_option_hides_a_non_finite_gradient(name, options, bits, bad):
             g[300] = bad
         p.grad = g
         optimizer.step()
-    assert not p[300].isfinite()
     assert all(not value[300].isfinite() for value in values(optimizer, p).values())
     assert options == {"block_wise": False} or p[:256].isfinite().all()
 
@@ -141,7 +138,8 @@ TINY_AND_HUGE = pytest.mark.parametrize("scale", [1e-44, 1e-40, 1e-30, 1e-20, 1e
 def test_states_of_every_size_are_kept_as_well_in_8_bits(name, scale):
     """1e-44 is subnormal with three bits left, its square is zero; 1e-20 is a number with a subnormal square."""
     p = torch.randn(600, requires_grad=True)
-    kept, options = {}, {**CASES[name].configs[1], **without(name, "initial_accumulator_value")}
+    unbounded = name == "lars" and scale < 1e-38  # the next test
+    kept, options = {}, {**CASES[name].configs[1], **({} if unbounded else without(name, "weight_decay"))}
     for bits in (8, 32):
         q = p.detach().clone().requires_grad_()
         optimizer = make(name, q, bits, **options)

@@ -201,7 +201,7 @@ def test_a_new_rule_touches_three_files(tmp_path):
         return done.stdout + done.stderr
 
     run("setup.py", "build_ext", "--inplace")
-    tests = ["tests/test_rules.py", "tests/test_step.py", "tests/test_checkpoint.py", "tests/test_ops.py"]
+    tests = [f"tests/test_{part}.py" for part in ("rules", "step", "faults", "checkpoint", "ops")]
     output = run("-m", "pytest", "-q", "-k", "signum", "-p", "no:cacheprovider", *tests)
     assert int(re.search(r"(\d+) passed", output)[1]) > 40
     # The page and the names for editors are written from the three files, by a program.
