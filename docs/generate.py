@@ -69,7 +69,7 @@ def state_table(rule: Rule, kept: Mapping[str, bool]) -> str:
             "signed" if signed else "not negative",
             f"`{name}`, float32",
             f"`{state.codes_key(name)}`, uint8, and `{state.absmax_key(name)}`, float32",
-            "always" if name in kept else "if an option asks for it",
+            "by default" if name in kept else "if an option asks for it",
         )
         for name, signed in rule.states.items()
     ]
