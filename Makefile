@@ -22,6 +22,9 @@ lint: .venv/ready
 readme: .venv/ready               ## the README's numbers, from benchmarks/results
 	$(BIN)/python benchmarks/readme.py
 
+docs: .venv/ready                 ## docs/optimizers and the type stub, from the rules' classes
+	$(BIN)/python docs/generate.py
+
 clean:
 	rm -rf .venv build results *.egg-info torch_bnb/*.so
 
@@ -47,4 +50,4 @@ tools:
 	  $(call need,Python's headers (Debian: python3-dev))
 	@command -v $${CXX:-c++} >/dev/null || $(call need,a C++ compiler: there is no $${CXX:-c++} (Debian: g++))
 
-.PHONY: demo test test-all lint readme clean help tools
+.PHONY: demo test test-all lint readme docs clean help tools

@@ -1,4 +1,4 @@
-"""Oracles in plain torch, for what torch itself has not. Written from the papers."""
+"""Oracles in plain torch, for what torch itself has not. Written from the papers. States have our names."""
 
 import math
 
@@ -46,12 +46,18 @@ class AdEMAMix(torch.optim.Optimizer):
                 if group["t_beta3"]:
                     x, a, b = t / group["t_beta3"], math.log(beta1), math.log(beta3_end)
                     beta3 = min(math.exp(a * b / ((1 - x) * b + x * a)), beta3_end) if x < 1 else beta3_end
-                fast, slow, v = (state.setdefault(name, torch.zeros_like(p)) for name in ("m1", "m2", "v"))
+                names = ("exp_avg", "exp_avg_slow", "exp_avg_sq")
+                fast, slow, v = (state.setdefault(name, torch.zeros_like(p)) for name in names)
                 fast.copy_(beta1 * fast + (1 - beta1) * g)
                 slow.copy_(beta3 * slow + (1 - beta3) * g)
                 v.copy_(beta2 * v + (1 - beta2) * g * g)
                 ratio = (fast / (1 - beta1**t) + alpha * slow) / ((v / (1 - beta2**t)).sqrt() + group["eps"])
                 p -= group["lr"] * (ratio + group["weight_decay"] * p)
+
+
+def norm(x: torch.Tensor) -> float:
+    """In double precision: squares of numbers that float32 holds leave its range."""
+    return torch.linalg.vector_norm(x, dtype=torch.float64).item()
 
 
 class LAMB(torch.optim.Optimizer):
@@ -68,11 +74,11 @@ class LAMB(torch.optim.Optimizer):
                 g = -p.grad if group["maximize"] else p.grad
                 state = self.state[p]
                 t = state["t"] = state.get("t", 0) + 1
-                m, v = (state.setdefault(name, torch.zeros_like(p)) for name in ("m", "v"))
+                m, v = (state.setdefault(name, torch.zeros_like(p)) for name in ("exp_avg", "exp_avg_sq"))
                 m.copy_(beta1 * m + (1 - beta1) * g)
                 v.copy_(beta2 * v + (1 - beta2) * g * g)
                 u = (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + group["eps"]) + group["weight_decay"] * p
-                ratio = p.norm() / u.norm() if p.norm() > 0 and u.norm() > 0 else 1.0
+                ratio = norm(p) / norm(u) if norm(p) > 0 and norm(u) > 0 else 1.0
                 p -= group["lr"] * ratio * u
 
 
@@ -91,10 +97,10 @@ class LARS(torch.optim.Optimizer):
             decay, momentum = group["weight_decay"], group["momentum"]
             for p in group["params"]:
                 g = -p.grad if group["maximize"] else p.grad
-                length = g.norm() + decay * p.norm() + group["eps"]
-                ratio = group["trust_coefficient"] * p.norm() / length if p.norm() > 0 and g.norm() > 0 else 1.0
+                length = norm(g) + decay * norm(p) + group["eps"]
+                ratio = group["trust_coefficient"] * norm(p) / length if norm(p) > 0 and norm(g) > 0 else 1.0
                 d = ratio * (g + decay * p)
-                buffer = self.state[p].setdefault("buffer", torch.zeros_like(p))
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 buffer.copy_(momentum * buffer + d)
                 p -= group["lr"] * (d + momentum * buffer if group["nesterov"] else buffer)
 

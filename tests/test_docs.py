@@ -65,7 +65,11 @@ def test_the_readmes_numbers_are_the_committed_result():
     subprocess.run([sys.executable, ROOT / "benchmarks" / "readme.py", "--check"], check=True)
 
 
+def test_the_pages_of_the_optimizers_and_the_type_stub_are_what_their_classes_say():
+    subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], check=True)
+
+
 def test_links_in_documents_point_to_files():
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -1,6 +1,7 @@
 """The structure that docs/architecture.md promises."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -115,7 +116,28 @@ struct RuleList""",
     "torch_bnb/optim/rules.py": (
         "class Lion(",
         '''class Signum(BlockwiseOptimizer):
-    """Sign of the momentum (https://arxiv.org/abs/1802.04434)."""
+    """Sign of the momentum (https://arxiv.org/abs/1802.04434).
+
+    ::
+
+        m = momentum * m + g
+        p = p - lr * sign(m)
+
+    Args:
+        params: Parameters.
+        lr: Learning rate.
+        momentum: Decay of m.
+        {common}
+
+    Raises:
+        ValueError: An option has an impossible value.
+
+    Note:
+        For tests.
+
+    Example:
+        >>> import torch, torch_bnb as bnb
+    """
 
     rule = "signum"
     states = {"momentum_buffer": SIGNED}
@@ -141,7 +163,7 @@ class Lion(''',
     def step(self):
         for group in self.param_groups:
             for p in group["params"]:
-                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                m = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 m.mul_(group["momentum"]).add_(-p.grad if group["maximize"] else p.grad)
                 p.sub_(group["lr"] * m.sign())
 
@@ -154,7 +176,7 @@ CASES = {
 
 @pytest.mark.slow
 def test_a_new_rule_touches_three_files(tmp_path):
-    for name in ("csrc", "torch_bnb", "tests"):
+    for name in ("csrc", "torch_bnb", "tests", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -170,13 +192,22 @@ def test_a_new_rule_touches_three_files(tmp_path):
         assert text.count(add[0]) == 1
         (tmp_path / name).write_text(text.replace(*add))
 
-    def run(*command):
-        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def run(*command, code=0):
+        command = [sys.executable, *command]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     run("setup.py", "build_ext", "--inplace")
-    tests = ["tests/test_rules.py", "tests/test_step.py", "tests/test_checkpoint.py", "tests/test_ops.py"]
+    tests = [f"tests/test_{part}.py" for part in ("rules", "step", "faults", "checkpoint", "ops")]
     output = run("-m", "pytest", "-q", "-k", "signum", "-p", "no:cacheprovider", *tests)
     assert int(re.search(r"(\d+) passed", output)[1]) > 40
+    # The page and the names for editors are written from the three files, by a program.
+    stale = run("docs/generate.py", "--check", code=1)
+    assert "docs/optimizers/signum.md, torch_bnb/optim/variants.pyi; run `make docs`" in stale
+    run("docs/generate.py")
+    run("docs/generate.py", "--check")
+    assert "p = p - lr * sign(m)" in (tmp_path / "docs/optimizers/signum.md").read_text()
     run("-c", "import torch_bnb, torch; print(torch_bnb.optim.Signum8bit([torch.zeros(9, requires_grad=True)]))")

@@ -345,17 +345,3 @@ def test_foreach_and_fused_are_taken_as_torch_users_pass_them():
         bnb.optim.AdamW([param(3)], **options).step()
     with pytest.raises(ValueError, match="fused=1: expected True, False or None"):
         bnb.optim.AdamW([param(3)], fused=1)
-
-
-def test_variants_fix_the_bits_and_show_it():
-    import inspect
-
-    p = param(5000)
-    optimizer = bnb.optim.Lion8bit([p], 1e-4)
-    optimizer.step()
-    assert "exp_avg_codes" in optimizer.state[p]
-    assert bnb.optim.PagedAdamW([p]).defaults["optim_bits"] == 32
-    assert inspect.signature(bnb.optim.Adam8bit).parameters["optim_bits"].default == 8
-    assert bnb.optim.Adam8bit.__doc__.startswith("`Adam` with 8-bit state")
-    with pytest.raises(ValueError, match="Adam8bit: optim_bits=32: expected 8; use Adam to choose"):
-        bnb.optim.Adam8bit([p], optim_bits=32)
