@@ -62,9 +62,17 @@ INCLUDES = {
     "codec.h": set(),
     "rules.h": {"codec.h"},
     "random.h": {"codec.h"},
-    "storage.h": {"codec.h", "random.h"},
+    "storage.h": {"codec.h"},
     "batch.h": {"rules.h", "storage.h"},
     "ops.h": {"batch.h"},
+    "cpu/lanes.h": {"../codec.h"},
+    "cpu/code.h": {"lanes.h"},
+    "cpu/noise.h": {"../random.h", "lanes.h"},
+    "cpu/state.h": {"../storage.h", "code.h", "noise.h"},
+    "cpu/convert.h": {"../batch.h", "noise.h"},
+    "cpu/block.h": {"convert.h", "state.h"},
+    "cpu/kernels.h": {"../batch.h"},
+    "cpu/driver.h": {"block.h", "kernels.h"},
 }
 
 
