@@ -22,6 +22,17 @@ lint: .venv/ready
 readme: .venv/ready               ## the README's numbers, from benchmarks/results
 	$(BIN)/python benchmarks/readme.py
 
+bench: .venv/bench                ## a step's time beside other libraries, about a minute
+	$(BIN)/python -m benchmarks step --quick
+
+MEASURED := benchmarks/results/cpu-{machine}
+bench-full: .venv/bench           ## everything, into benchmarks/results: for hours on a machine that does nothing else
+	$(BIN)/python -m benchmarks step --out "$(MEASURED)-step.json"
+	$(BIN)/python -m benchmarks step --rules all --shapes large small --dtypes fp32 bf16 --out "$(MEASURED)-rules.json"
+	$(BIN)/python -m benchmarks first-step --out "$(MEASURED)-first-step.json"
+	$(BIN)/python -m benchmarks memory --out "$(MEASURED)-memory.json"
+	$(BIN)/python -m benchmarks scaling --out "$(MEASURED)-scaling.json"
+
 clean:
 	rm -rf .venv build results *.egg-info torch_bnb/*.so
 
@@ -37,6 +48,10 @@ help:
 	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
+.venv/bench: .venv/ready
+	$(BIN)/pip install -q --no-build-isolation -e ".[bench]"
+	@touch $@
+
 need = { echo "torch-bnb needs $(1)" >&2; exit 1; }
 tools:
 	@command -v $(PYTHON) >/dev/null || $(call need,Python 3.10 to 3.13: there is no $(PYTHON); install it or set PYTHON=)
@@ -47,4 +62,4 @@ tools:
 	  $(call need,Python's headers (Debian: python3-dev))
 	@command -v $${CXX:-c++} >/dev/null || $(call need,a C++ compiler: there is no $${CXX:-c++} (Debian: g++))
 
-.PHONY: demo test test-all lint readme clean help tools
+.PHONY: demo test test-all lint readme bench bench-full clean help tools

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from benchmarks import first_step, memory, peers, scaling, shapes, step
 from benchmarks import machine as machines
+from benchmarks.arguments import whole
 from benchmarks.cell import DTYPES, Cell
 from benchmarks.report import Record
 
 COMMANDS = {"step": step, "first-step": first_step, "memory": memory, "scaling": scaling}
 """A command has HELP, DEFAULTS, QUICK, add_arguments, measure (a cell), table and draw."""
-
-
-def whole(most: int | None = None) -> Callable[[str], int]:
-    """Takes a whole number from 1, up to `most` if there is one."""
-
-    def parse(text: str) -> int:
-        value = int(text) if text.isdigit() else 0
-        if value < 1 or (most is not None and value > most):
-            range_ = "of at least 1" if most is None else f"from 1 to {most}, the CPUs of this machine"
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number {range_}")
-        return value
-
-    return parse
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -48,7 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--rules", **many, choices=[*peers.RULES, "all"], help=f"all, or of {', '.join(peers.RULES)}")
         sub.add_argument("--dtypes", **many, choices=DTYPES, help=f"of {', '.join(DTYPES)}")
-        sub.add_argument("--threads", **many, type=whole(machines.cpus()), help="numbers of threads")
+        threads = whole(machines.cpus(), "the CPUs of this machine")
+        sub.add_argument("--threads", **many, type=threads, help="numbers of threads")
         sub.add_argument("--bits", **many, type=int, choices=(8, 32), help="of state: 8, 32 or both")
         sub.add_argument(
             "--peers",
@@ -121,7 +110,10 @@ def _work(cell: Cell, found: Sequence[peers.Peer]) -> float:
 def show(command: Any, record: Record, path: Path | None, console: Console) -> None:
     """The table, what was left out, and where the files are."""
     caption = machines.one_line(record.machine)
-    console.print(f"{caption}; load average at the start {record.machine['load average']:.2f}")
+    console.print(caption)
+    if machines.busy(record.machine):
+        load = record.machine["load average"]
+        console.print(f"Load average {load:.1f} at the start: something else runs, and times are longer for it")
     if record.rows:
         console.print(command.table(record.rows))
     for item in record.left_out:

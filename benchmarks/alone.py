@@ -1,5 +1,6 @@
 """Each optimizer of a cell in processes of its own: those measure, this collects. Knows not what is measured."""
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -8,12 +9,18 @@ import torch
 from torch import nn
 
 from benchmarks import peers as registry
+from benchmarks.arguments import seconds
 from benchmarks.cell import DTYPES, Cell, make, needed
 from benchmarks.machine import memory
 from benchmarks.peers import Peer
 from benchmarks.process import Failed, call
 
 Found = dict[Peer, list[dict[str, float]]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that only new processes have."""
+    parser.add_argument("--limit", type=seconds, metavar="SECONDS", help="for one process, with start and compilation")
 
 
 def collect(
@@ -72,4 +79,4 @@ def prepare(
 
 def row(cell: Cell, peer: Peer, **measured: Any) -> dict[str, Any]:
     """A row of the result."""
-    return {**asdict(cell), "optimizer": peer.name, "bits": peer.bits, **measured}
+    return {**cell.labels(), "optimizer": peer.name, "bits": peer.bits, **measured}

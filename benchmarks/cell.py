@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.bandwidth import cache_sweep, copy_bandwidth
 from benchmarks.machine import memory
 from benchmarks.peers import OURS, Peer
-from benchmarks.shapes import parameters, shapes
+from benchmarks.shapes import parameters, shapes, title
 from benchmarks.timing import alternate, paired_ratio, summary
 from benchmarks.traffic import state_bytes, step_bytes
 
@@ -33,6 +33,10 @@ class Cell:
     dtype: str
     """From `DTYPES`, of parameters and gradients."""
     threads: int
+
+    def labels(self) -> dict[str, Any]:
+        """What a row says of its cell."""
+        return {**asdict(self), "title": title(self.shapes)}
 
     def __str__(self) -> str:
         return f"{self.shapes} {self.rule} {self.dtype}, {self.threads} thread{'s' * (self.threads > 1)}"
@@ -118,7 +122,7 @@ def _row(cell: Cell, peer: Peer, times: dict[str, list[float | None]], copy: flo
     if peer.library == OURS:
         against = {name: paired_ratio(own, other) for name, other in times.items() if name != peer.name}
     return {
-        **asdict(cell),
+        **cell.labels(),
         "parameters": count,
         "optimizer": peer.name,
         "bits": peer.bits,

@@ -18,7 +18,6 @@ from benchmarks import cell as cells
 from benchmarks.machine import cpus
 from benchmarks.peers import BITSANDBYTES, TORCH_FUSED, TORCHAO, Peer
 from benchmarks.report import columns, spread
-from benchmarks.shapes import title
 from benchmarks.timing import paired_ratio, summary
 
 HELP = "the first step against a later one, in new processes"
@@ -38,11 +37,7 @@ LATER = 5
 """Steps after the first; their median is the later step."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that only new processes have."""
-    parser.add_argument(
-        "--limit", type=float, metavar="SECONDS", help="for one process, start and compilation included"
-    )
+add_arguments = alone.add_arguments
 
 
 def timed(**which: Any) -> dict[str, float]:
@@ -86,9 +81,9 @@ def draw(rows: list[dict[str, Any]], path: Path, caption: str) -> None:
     figure, (panel,) = picture.panels(1, width=7)
     values: dict[str, dict[str, Any]] = {}
     for row in rows:
-        group = f"{title(row['shapes'])}\n{row['rule']}, {row['dtype']}, {row['threads']} threads"
+        group = f"{row['title']}\n{row['rule']}, {row['dtype']}, threads: {row['threads']}"
         values.setdefault(group, {})[row["optimizer"]] = row["ratio"]
     picture.bars(panel, values)
     panel.axhline(1, color="black", lw=0.8)
-    panel.set(ylabel="first step / later step")
+    panel.set(yscale="log", ylabel="first step / later step")
     picture.save(figure, path, caption)

@@ -91,6 +91,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def busy(machine: dict[str, Any]) -> bool:
+    """Whether other programs took a good part of a processor when the machine was described."""
+    return (machine["load average"] or 0) > 0.5
+
+
 def slug(machine: dict[str, Any]) -> str:
     """A name for files: the processor and how many of them, ``amd-epyc-7b13-x8``."""
     name = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*|\d+-core", " ", machine["cpu"].lower())

@@ -22,7 +22,7 @@ from benchmarks import cell as cells
 from benchmarks.machine import cpus
 from benchmarks.peers import LIBRARIES, OURS, TORCHAO, Peer
 from benchmarks.report import columns
-from benchmarks.shapes import parameters, title
+from benchmarks.shapes import parameters
 from benchmarks.timing import summary
 from benchmarks.traffic import state_bytes
 
@@ -51,16 +51,13 @@ RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(64 * 1024)}
 """With it glibc gives every freed tensor back to the system at once, and resident memory is memory in use."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that only new processes have."""
-    parser.add_argument(
-        "--limit", type=float, metavar="SECONDS", help="for one process, start and compilation included"
-    )
+add_arguments = alone.add_arguments
 
 
-def resident(key: str) -> int:
-    """Bytes of this process that are resident: ``VmRSS`` now, ``VmHWM`` at most since `forget_peak`."""
-    return 1024 * int(re.search(rf"^{key}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[1])
+def resident() -> dict[str, int]:
+    """Bytes of this process that are resident: ``VmRSS`` now, and ``VmHWM`` at most since `forget_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return {key: 1024 * int(size) for key, size in re.findall(r"^(VmRSS|VmHWM):\s*(\d+) kB$", status, re.MULTILINE)}
 
 
 def forget_peak() -> None:
@@ -69,16 +66,20 @@ def forget_peak() -> None:
 
 
 def weighed(**which: Any) -> dict[str, float]:
-    """In a new process: bytes that the peak rose by, bytes that stayed, and the state as `torch_bnb.report` counts it."""
+    """In a new process: bytes that the peak rose by, that stayed, and that `torch_bnb.report` counts as state."""
     params, build = alone.prepare(**which)
     _throw_away_one(params, build)
     forget_peak()
-    before = resident("VmRSS")
+    before = resident()["VmRSS"]
     optimizer = build(params)
     for _ in range(STEPS):
         optimizer.step()
-    peak, after = resident("VmHWM"), resident("VmRSS")
-    return {"peak": peak - before, "stayed": after - before, "reported": bnb.report(optimizer).total.state}
+    after = resident()
+    return {
+        "peak": after["VmHWM"] - before,
+        "stayed": after["VmRSS"] - before,
+        "reported": bnb.report(optimizer).total.state,
+    }
 
 
 def _throw_away_one(params: list[nn.Parameter], build: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> None:
@@ -128,7 +129,7 @@ def draw(rows: list[dict[str, Any]], path: Path, caption: str) -> None:
 
     values: dict[str, dict[str, Any]] = {}
     for row in rows:
-        values.setdefault(f"{title(row['shapes'])}\n{row['rule']}, {row['dtype']}", {})[row["optimizer"]] = row["peak"]
+        values.setdefault(f"{row['title']}\n{row['rule']}, {row['dtype']}", {})[row["optimizer"]] = row["peak"]
     figure, (panel,) = picture.panels(1, width=4 + 2 * len(values))
     picture.bars(panel, values)
     panel.set(ylabel="bytes per parameter, at the peak of three steps")

@@ -30,7 +30,7 @@ def panels(count: int, width: float = 6.0, height: float = 4.0) -> tuple[plt.Fig
 
 
 def bars(axes: plt.Axes, values: Mapping[str, Mapping[str, Summary]], scale: float = 1.0) -> None:
-    """Groups of bars on a logarithmic axis: values by group and optimizer, with their quartiles as whiskers."""
+    """Groups of bars: values by group and optimizer, with their quartiles as whiskers."""
     names = [name for name in COLORS if any(name in group for group in values.values())]
     width = 0.85 / max(1, len(names))
     for index, name in enumerate(names):
@@ -44,7 +44,6 @@ def bars(axes: plt.Axes, values: Mapping[str, Mapping[str, Summary]], scale: flo
         offsets = [place + (index - (len(names) - 1) / 2) * width for place in places]
         axes.bar(offsets, medians, width, yerr=whiskers, color=COLORS[name], label=name, error_kw={"lw": 0.8})
     axes.set_xticks(range(len(values)), list(values))
-    axes.set_yscale("log")
 
 
 def lines(axes: plt.Axes, values: Mapping[str, Mapping[float, Summary]], scale: float = 1.0, **style: Any) -> None:
@@ -58,7 +57,8 @@ def lines(axes: plt.Axes, values: Mapping[str, Mapping[float, Summary]], scale: 
 
 def save(figure: plt.Figure, path: Path, caption: str) -> None:
     """Writes a PNG, with a legend that all panels share and the machine beneath."""
-    labelled = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    handles = [axes.get_legend_handles_labels() for axes in figure.axes]
+    labelled = {label: handle for pair in handles for handle, label in zip(*pair, strict=True)}
     figure.legend(labelled.values(), labelled.keys(), loc="outside upper center", ncols=4, fontsize="small")
     figure.supxlabel(caption, fontsize="x-small")
     figure.savefig(path, dpi=120)

@@ -6,6 +6,7 @@ Arguments and result travel as JSON. The process leads a session of its own, so 
 workers included, ends with it.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -66,10 +67,8 @@ def call(
 
 
 def _end(process: subprocess.Popen) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -28,7 +28,7 @@ class Record:
         """Writes it all, so that a reader finds the old file or the new one, never half of one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}) + "\n")
         partial.replace(path)
 
 

@@ -73,5 +73,5 @@ def draw(rows: list[dict[str, Any]], path: Path, caption: str) -> None:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.set(xlabel="parameters", ylabel="ns per parameter and step")
-        panel.set_title(f"{', '.join(kind)}; {' and '.join(map(str, threads))} threads (fewer are paler)")
+        panel.set_title(f"{', '.join(kind)}; threads: {', '.join(map(str, threads))} (fewer are paler)")
     picture.save(figure, path, caption)

@@ -8,10 +8,11 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import cell as cells
+from benchmarks.arguments import seconds
 from benchmarks.machine import cpus
 from benchmarks.peers import BITSANDBYTES, LIBRARIES, TORCH_FOREACH, TORCH_FUSED, Peer
 from benchmarks.report import columns, number, spread
-from benchmarks.shapes import NAMED, title
+from benchmarks.shapes import NAMED
 
 HELP = "time per step, beside the peers"
 DEFAULTS = {
@@ -36,13 +37,16 @@ QUICK = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that only timed steps have."""
     parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="of stepping, after which an optimizer sits out further rounds"
+        "--budget",
+        type=seconds,
+        metavar="SECONDS",
+        help="of stepping, after which an optimizer sits out rounds",
     )
     parser.add_argument(
         "--cache",
         choices=cells.CACHES,
         default="cold",
-        help="before each timed step: other data in the caches (cold, as after a backward pass), or the same step (warm)",
+        help="before each timed step: other data in the caches (cold), or the same step (warm)",
     )
 
 
@@ -106,10 +110,10 @@ def draw(rows: list[dict[str, Any]], path: Path, caption: str) -> None:
         values: dict[str, dict[str, Any]] = {}
         for row in rows:
             if row["dtype"] == dtype and row["threads"] == most:
-                group = f"{row['shapes']}\n{row['rule']}" if several else title(row["shapes"]).replace(" of ", "\nof ")
+                group = f"{row['shapes']}\n{row['rule']}" if several else row["title"].replace(" of ", "\nof ")
                 per_parameter = {key: 1e9 * row["time"][key] / row["parameters"] for key in ("median", "q1", "q3")}
                 values.setdefault(group, {})[row["optimizer"]] = per_parameter
         picture.bars(panel, values)
         panel.tick_params(axis="x", labelsize="x-small")
-        panel.set(ylabel="ns per parameter and step", title=f"{dtype}, {most} threads")
+        panel.set(yscale="log", ylabel="ns per parameter and step", title=f"{dtype}, threads: {most}")
     picture.save(figure, path, caption)
