@@ -26,7 +26,7 @@ bench: .venv/bench                ## a step's time beside other libraries, about
 	$(BIN)/python -m benchmarks step --quick
 
 MEASURED := benchmarks/results/cpu-{machine}
-bench-full: .venv/bench           ## everything, into benchmarks/results: for hours on a machine that does nothing else
+bench-full: .venv/bench           ## everything, into benchmarks/results: more than an hour, with the machine to itself
 	$(BIN)/python -m benchmarks step --out "$(MEASURED)-step.json"
 	$(BIN)/python -m benchmarks step --rules all --shapes large small --dtypes fp32 bf16 --out "$(MEASURED)-rules.json"
 	$(BIN)/python -m benchmarks first-step --out "$(MEASURED)-first-step.json"

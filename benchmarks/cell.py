@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.bandwidth import cache_sweep, copy_bandwidth
 from benchmarks.machine import memory
-from benchmarks.peers import OURS, Peer
+from benchmarks.peers import BITSANDBYTES, OURS, TORCH_FOREACH, TORCHAO, Peer
 from benchmarks.shapes import parameters, shapes, title
 from benchmarks.timing import alternate, paired_ratio, summary
 from benchmarks.traffic import state_bytes, step_bytes
@@ -20,8 +20,8 @@ CACHES = ("cold", "warm")
 WARM_UP = 2
 """Steps before the first that is timed; the first of them makes the state, and compiles where a peer compiles."""
 
-TEMPORARIES = 24
-"""Bytes per parameter that a peer may take while it steps, for the check that memory suffices; ours takes none."""
+TEMPORARIES = {TORCH_FOREACH: 4, BITSANDBYTES: 20, TORCHAO: 8}
+"""Bytes per parameter that a step takes and gives back, found by `benchmarks memory`; to check that memory suffices."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def needed(cell: Cell, peers: Sequence[Peer]) -> int:
     """Bytes of memory that a cell takes: gradients are shared, parameters and state are each optimizer's own."""
     dtype, count = DTYPES[cell.dtype], parameters(cell.shapes)
     states = sum(state_bytes(cell.shapes, cell.rule, dtype, peer.bits) for peer in peers)
-    temporaries = TEMPORARIES if any(peer.library != OURS for peer in peers) else 0
+    temporaries = max([4, *(TEMPORARIES.get(peer.library, 0) for peer in peers)])  # 4: a random number not yet rounded
     return count * (dtype.itemsize * (1 + len(peers)) + temporaries) + states
 
 

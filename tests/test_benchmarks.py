@@ -12,10 +12,6 @@ import pytest
 import torch
 
 import torch_bnb as bnb
-
-pytest.importorskip("rich")
-pytest.importorskip("matplotlib")
-
 from benchmarks import __main__ as program
 from benchmarks import cell as cells
 from benchmarks import machine, memory, peers, process, readme, shapes, step, timing, traffic
@@ -130,6 +126,21 @@ def test_every_rule_of_ours_is_there_and_every_optimizer_makes_a_step():
             params[0].grad = torch.randn_like(params[0])
             peer.build(rule, params).step()
             assert not torch.equal(before, params[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", [peers.BITSANDBYTES, peers.TORCHAO])
+def test_an_installed_library_makes_a_step_in_8_bits_of_every_rule_it_has(library):
+    pytest.importorskip(library)
+    peer = peers.one(library, 8)
+    for rule in peer.rules:
+        params = cells.make("8K", torch.bfloat16)
+        params[0].grad = torch.randn_like(params[0])
+        before = params[0].detach().clone()
+        optimizer = peer.build(rule, params)
+        for _ in range(50):  # a small rate, few digits
+            optimizer.step()
+        assert not torch.equal(before, params[0]), rule
 
 
 def test_a_library_that_is_not_there_is_left_out_with_a_reason(monkeypatch):
