@@ -26,7 +26,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.HELP, description=command.__doc__)
+        sub = commands.add_parser(
+            name,
+            help=command.HELP,
+            description=command.__doc__,
+            epilog=f"defaults: {_words(command.DEFAULTS)} -- with --quick: {_words(command.QUICK)}",
+        )
         many = {"nargs": "+", "metavar": "X"}
         sub.add_argument(
             "--shapes",
@@ -56,6 +61,12 @@ def make_parser() -> argparse.ArgumentParser:
         )
         command.add_arguments(sub)
     return parser
+
+
+def _words(defaults: dict[str, Any]) -> str:
+    """Options as one would type them."""
+    lists = {key: value if isinstance(value, list) else [value] for key, value in defaults.items()}
+    return " ".join(f"--{key} {' '.join(map(str, values))}" for key, values in lists.items())
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
