@@ -25,6 +25,17 @@ readme: .venv/ready               ## the README's numbers, from benchmarks/resul
 docs: .venv/ready                 ## docs/optimizers and the type stub, from the rules' classes
 	$(BIN)/python docs/generate.py
 
+bench: .venv/bench                ## a step's time beside other libraries, about a minute
+	$(BIN)/python -m benchmarks step --quick
+
+MEASURED := benchmarks/results/cpu-{machine}
+bench-full: .venv/bench           ## everything, into benchmarks/results: more than an hour, with the machine to itself
+	$(BIN)/python -m benchmarks step --out "$(MEASURED)-step.json"
+	$(BIN)/python -m benchmarks step --rules all --shapes large small --dtypes fp32 bf16 --out "$(MEASURED)-rules.json"
+	$(BIN)/python -m benchmarks first-step --out "$(MEASURED)-first-step.json"
+	$(BIN)/python -m benchmarks memory --out "$(MEASURED)-memory.json"
+	$(BIN)/python -m benchmarks scaling --out "$(MEASURED)-scaling.json"
+
 clean:
 	rm -rf .venv build results *.egg-info torch_bnb/*.so
 
@@ -40,6 +51,10 @@ help:
 	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
+.venv/bench: .venv/ready
+	$(BIN)/pip install -q --no-build-isolation -e ".[bench]"
+	@touch $@
+
 need = { echo "torch-bnb needs $(1)" >&2; exit 1; }
 tools:
 	@command -v $(PYTHON) >/dev/null || $(call need,Python 3.10 to 3.13: there is no $(PYTHON); install it or set PYTHON=)
@@ -50,4 +65,4 @@ tools:
 	  $(call need,Python's headers (Debian: python3-dev))
 	@command -v $${CXX:-c++} >/dev/null || $(call need,a C++ compiler: there is no $${CXX:-c++} (Debian: g++))
 
-.PHONY: demo test test-all lint readme docs clean help tools
+.PHONY: demo test test-all lint readme docs bench bench-full clean help tools

@@ -1,13 +1,21 @@
-"""Writes the README's numbers from benchmarks/results: ``python benchmarks/readme.py``, or ``--check`` to compare."""
+"""Writes the README's numbers from committed results: ``python benchmarks/readme.py``, or ``--check`` to compare.
+
+A table stands between two comments; the first names the table and the result that it is made of::
+
+    <!-- speed of benchmarks/results/cpu-name-step.json, written by benchmarks/readme.py -->
+    <!-- /speed -->
+"""
 
 import argparse
 import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"fp32": "`torch.optim.AdamW`", "8bit": "8-bit `AdamW`, embeddings at 32 bits"}
+MARKED = re.compile(r"(<!-- (\w+) of (\S+\.json), written by benchmarks/readme\.py -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -16,7 +24,12 @@ def spread(values: list[float], digits: int) -> str:
     return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 
 
-def demo_table(result: dict) -> str:
+def short(value: float, digits: int = 3) -> str:
+    """So many digits that mean something, and all of those before the point: 0.0123, 12.3, 1234."""
+    return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}"
+
+
+def demo_table(result: dict[str, Any], picture: str) -> str:
     """The demo's table, over all its seeds."""
     lines = ["| | training loss | validation loss | optimizer state | ms per step |", "|---|---|---|---|---|"]
     for kind, name in NAMES.items():
@@ -34,23 +47,69 @@ def demo_table(result: dict) -> str:
         f"{result['threads']} threads, torch {result['torch']}. A small model: the step is dominated by the forward "
         "and backward pass."
     )
-    return "\n".join([*lines, "", caption, "", "![Loss curves and memory of the demo](benchmarks/results/demo.png)"])
+    return "\n".join([*lines, "", caption, "", f"![Loss curves and memory of the demo]({picture})"])
+
+
+def speed_table(result: dict[str, Any], picture: str) -> str:
+    """Milliseconds of a step and how many times ours each peer takes: a line for each cell of ``benchmarks step``."""
+    ours = "torch_bnb 8-bit"
+    if not result["complete"]:
+        raise SystemExit("the result of `benchmarks step` was interrupted: measure it again")
+    found: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        cell = row["title"], row["rule"], row["dtype"], row["threads"]
+        found.setdefault(cell, {})[row["optimizer"]] = row
+    names = [name for name in dict.fromkeys(row["optimizer"] for row in result["rows"]) if name != ours]
+    lines = [f"| ms per step | {' | '.join([ours, *names])} |", f"|---|{'---|' * (1 + len(names))}"]
+    for (title, rule, dtype, threads), rows in found.items():
+        texts = [f"**{short(1e3 * rows[ours]['time']['median'])}**"]
+        for name in names:
+            against = rows[ours]["against"].get(name)
+            time = against and short(1e3 * rows[name]["time"]["median"])
+            texts.append(f"{time} ({short(1 / against['median'], 2)}x)" if against else "-")
+        what = f"{rule}, {title}, {dtype}, {threads} thread{'s' * (threads > 1)}"
+        lines.append(f"| {what} | {' | '.join(texts)} |")
+    machine, settings = result["machine"], result["settings"]
+    peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items() if version)
+    caption = (
+        f"Medians of up to {settings['repeats']} rounds in which all take turns, caches {settings['cache']}; in "
+        f"brackets, how many times as long as {ours}, the median over the rounds. {machine['cpu']}, "
+        f"{machine['cpus']} CPUs, {machine['torch instruction set']}; torch {machine['torch']}{peers and f', {peers}'}."
+    )
+    return "\n".join([*lines, "", caption, "", f"![Time per step beside other libraries]({picture})"])
+
+
+TABLES = {"demo": demo_table, "speed": speed_table}
+
+
+def written(text: str, root: Path) -> str:
+    """The text with every marked table made anew from the results below `root`."""
+
+    def table(match: re.Match[str]) -> str:
+        opening, name, source, closing = match.groups()
+        if name not in TABLES:
+            raise SystemExit(f"README.md marks a table {name!r}; expected one of {', '.join(TABLES)}")
+        picture = source.removesuffix(".json") + ".png"
+        return f"{opening}{TABLES[name](json.loads((root / source).read_text()), picture)}\n{closing}"
+
+    result, count = MARKED.subn(table, text)
+    if count != text.count("written by benchmarks/readme.py"):
+        raise SystemExit("README.md has a mark of a table that does not read as benchmarks/readme.py says")
+    return result
 
 
 def main() -> None:
     """Writes, or with --check compares."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail if the README differs, write nothing")
     args = parser.parse_args()
     readme = ROOT / "README.md"
-    table = demo_table(json.loads((ROOT / "benchmarks/results/demo.json").read_text()))
-    text = readme.read_text()
-    pattern = r"(<!-- demo: .*?-->\n).*?(<!-- /demo -->)"
-    written = re.sub(pattern, lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
-    if args.check and written != text:
-        raise SystemExit("README.md does not show benchmarks/results/demo.json: run `make readme`")
+    before = readme.read_text()
+    after = written(before, ROOT)
+    if args.check and after != before:
+        raise SystemExit("README.md does not show the results in benchmarks/results: run `make readme`")
     if not args.check:
-        readme.write_text(written)
+        readme.write_text(after)
 
 
 if __name__ == "__main__":

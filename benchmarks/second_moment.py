@@ -1,6 +1,6 @@
 """Does it matter that nearest rounding freezes slow state? Measures the freeze, and trainings with and without it.
 
-    python benchmarks/second_moment.py --seeds 5 --out benchmarks/results/second_moment.json
+    python -m benchmarks.second_moment --seeds 5 --out benchmarks/results/second_moment.json
 
 A moment that keeps the share beta of itself moves by (1 - beta) * (new - old) at a step. Where that is under half the
 distance between two codes, nearest rounding takes it back, every step. Two parts:
@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_bnb as bnb
-from torch_bnb.codec import dequantize_blockwise
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from byte_gpt import ByteGPT, standard_library_text
-from second_moment_report import WINDOW, draw, show, summarise
+
+from benchmarks.second_moment_report import WINDOW, draw, show, summarise
 
 BETAS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
 ROUNDINGS = ("nearest", "stochastic")
@@ -77,7 +77,7 @@ def decode(state: dict[str, Any], name: str) -> Tensor:
     """A state in float32, however it is kept."""
     if name in state:
         return state[name]
-    return dequantize_blockwise(state[f"{name}_codes"], state[f"{name}_absmax"], signed=name == "exp_avg")
+    return bnb.codec.dequantize_blockwise(state[f"{name}_codes"], state[f"{name}_absmax"], signed=name == "exp_avg")
 
 
 class Text:

@@ -46,6 +46,7 @@ FORBIDDEN = {
     "torch_bnb/tables.py": r"torch_bnb|torch",
     "torch_bnb/checkpoint": r"torch_bnb\.(overrides|optim\.(?!state))",
     "torch_bnb": r"lightning|pytorch_lightning|accelerate|bitsandbytes|torchao",
+    "benchmarks": r"torch_bnb\.",
     "lightning_bnb": r"accelerate|torch_bnb\.(ops|codec|checkpoint|memory|overrides|_C)\b|torch_bnb\.optim\.\w+\.",
 }
 
