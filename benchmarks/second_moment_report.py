@@ -12,7 +12,6 @@ COLORS = {
     "fp32": "tab:gray",
     "8-bit nearest": "tab:red",
     "8-bit stochastic": "tab:blue",
-    "8-bit auto": "tab:green",
 }
 
 

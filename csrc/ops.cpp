@@ -8,6 +8,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "random.h"
+
 namespace bnb {
 
 using torch::headeronly::ScalarType;
@@ -66,7 +68,8 @@ State make_state(std::string_view op, const Tensor& state, const Tensor* absmax,
 
 std::vector<Slot> make_slots(std::string_view op, const TensorList& params, const TensorList& grads,
                              const TensorList& states, const TensorList& absmax, int states_per_param,
-                             const std::optional<Tensor>& grad_scales, const std::vector<std::int64_t>& keys) {
+                             const std::optional<Tensor>& grad_scales, std::int64_t seed,
+                             const std::vector<std::int64_t>& keys) {
   const std::size_t n = params.size();
   STD_TORCH_CHECK(grads.size() == n, op, ": expected ", n, " gradients, got ", grads.size());
   STD_TORCH_CHECK(states.size() == n * states_per_param, op, ": expected ", n * states_per_param, " states, got ",
@@ -93,7 +96,7 @@ std::vector<Slot> make_slots(std::string_view op, const TensorList& params, cons
               numel,
               blocks,
               scales == nullptr ? nullptr : scales + i,
-              keys.empty() ? 0 : static_cast<std::uint64_t>(keys[i]),
+              keys.empty() ? 0 : mixed(static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(keys[i])),
               {}};
     for (int k = 0; k < states_per_param; ++k)
       slot.states[k] =

@@ -22,7 +22,8 @@ using Launch = void (*)(int rule, const Batch&);  // rule: its index in AllRules
 // states and absmax are rule-state-major: state k of parameter i is at k * params.size() + i.
 std::vector<Slot> make_slots(std::string_view op, const TensorList& params, const TensorList& grads,
                              const TensorList& states, const TensorList& absmax, int states_per_param,
-                             const std::optional<Tensor>& grad_scales, const std::vector<std::int64_t>& keys);
+                             const std::optional<Tensor>& grad_scales, std::int64_t seed,
+                             const std::vector<std::int64_t>& keys);
 void check_meta(std::string_view op, const TensorList& params);
 // Which of a rule's `states_per_param` states `indices` names.
 std::array<bool, AllRules::kMaxStates> chosen_states(std::string_view op, const std::vector<std::int64_t>& indices,
@@ -36,7 +37,8 @@ std::string schema() {
       std::string(Rule::kName) + "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *";
   for (const Name scalar : Rule::kScalars) text += std::string(", float ") + scalar;
   return text +
-         ", Tensor? grad_scales=None, int[] keys=[], float grad_scale=1.0, float max_unorm=0.0, bool skip_zeros=False, "
+         ", Tensor? grad_scales=None, int seed=0, int[] keys=[], float grad_scale=1.0, float max_unorm=0.0, bool "
+         "skip_zeros=False, "
          "bool stochastic_weights=False, int[] stochastic_states=[]) -> ()";
 }
 
@@ -52,14 +54,16 @@ void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
   for (std::size_t i = 0; i < count; ++i) scalars[i] = static_cast<float>(to<double>(stack[4 + i]));
   StableIValue* const common = stack + 4 + count;
   const auto grad_scales = to<std::optional<Tensor>>(common[0]);
-  const auto keys = to<std::vector<std::int64_t>>(common[1]);
-  const Options options{static_cast<float>(to<double>(common[2])), static_cast<float>(to<double>(common[3])),
-                        to<bool>(common[4]), to<bool>(common[5]),
-                        chosen_states(Rule::kName, to<std::vector<std::int64_t>>(common[6]), Rule::kStates.size())};
+  const auto seed = to<std::int64_t>(common[1]);
+  const auto keys = to<std::vector<std::int64_t>>(common[2]);
+  const Options options{static_cast<float>(to<double>(common[3])), static_cast<float>(to<double>(common[4])),
+                        to<bool>(common[5]), to<bool>(common[6]),
+                        chosen_states(Rule::kName, to<std::vector<std::int64_t>>(common[7]), Rule::kStates.size())};
   if constexpr (launch == nullptr) {
     check_meta(Rule::kName, params);
   } else {
-    const auto slots = make_slots(Rule::kName, params, grads, states, absmax, Rule::kStates.size(), grad_scales, keys);
+    const auto slots =
+        make_slots(Rule::kName, params, grads, states, absmax, Rule::kStates.size(), grad_scales, seed, keys);
     if (!slots.empty()) launch(index, make_batch(slots, scalars, options));
   }
 }

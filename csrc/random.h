@@ -3,6 +3,7 @@
 // https://nullprogram.com/blog/2018/07/31/). `Word`: std::uint32_t, or a vector of them.
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 
 #include "codec.h"
 
@@ -16,6 +17,19 @@ BNB_HD Word hash32(Word x) {
   x ^= x >> 15;
   x *= 0x846ca68bu;
   return x ^ (x >> 16);
+}
+
+// A 64-bit number for a parameter at a step, in which every bit of `seed` and `key` counts: splitmix64, twice,
+// https://doi.org/10.1145/2714064.2660195
+inline std::uint64_t mixed(std::uint64_t seed, std::uint64_t key) {
+  std::uint64_t x = 0;
+  for (const std::uint64_t number : {seed, key}) {
+    x += number + 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    x ^= x >> 31;
+  }
+  return x;
 }
 
 // The part of a hash that elements share whose indices agree above their lowest 32 bits. `stream` tells apart what

@@ -26,7 +26,7 @@ using Name = const char*;
 
 BNB_HD float sign(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }  // NaN stays NaN
 BNB_HD float lerp(float from, float to, float weight) { return from + weight * (to - from); }
-BNB_HD float positive(float x) { return x < 0 ? 0.0f : x; }  // NaN stays NaN
+BNB_HD float larger(float x, float bound) { return x < bound ? bound : x; }  // a NaN in x stays
 BNB_HD float square_root(float x) { return __builtin_sqrtf(x); }
 
 // The common part of Adam and AdamW: moves both moments, returns the bias-corrected ratio.
@@ -88,19 +88,20 @@ struct Lion {
 };
 
 // RMSprop, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf, centred as in arXiv 1308.0850, in
-// torch's form. Not centred: grad_avg_weight is 0, so that grad_avg stays 0.
+// torch's form. Not centred: grad_avg_weight is 0, so that grad_avg stays 0. The variance is at least the share
+// least_variance of the mean of squares: rounded to 8 bits, that can fall below the square of the mean.
 struct RMSprop {
   static constexpr Name kName = "rmsprop";
   static constexpr std::array kScalars{"lr",  "alpha",        "one_minus_alpha", "grad_avg_weight",
-                                       "eps", "weight_decay", "momentum"};
+                                       "eps", "weight_decay", "momentum",        "least_variance"};
   static constexpr std::array kStates{Sign::kUnsigned, Sign::kSigned, Sign::kSigned};
-  float lr, alpha, one_minus_alpha, grad_avg_weight, eps, weight_decay, momentum;
+  float lr, alpha, one_minus_alpha, grad_avg_weight, eps, weight_decay, momentum, least_variance;
   BNB_HD float direction(float p, float g, float& square_avg, float& buffer, float& grad_avg) const {
     g = g + weight_decay * p;
     square_avg = alpha * square_avg + one_minus_alpha * g * g;
     grad_avg = lerp(grad_avg, g, grad_avg_weight);
-    // Rounded to 8 bits, the mean of squares can fall below the square of the mean.
-    buffer = momentum * buffer + g / (square_root(positive(square_avg - grad_avg * grad_avg)) + eps);
+    const float variance = larger(square_avg - grad_avg * grad_avg, least_variance * square_avg);
+    buffer = momentum * buffer + g / (square_root(variance) + eps);
     return buffer;
   }
 };
@@ -162,8 +163,9 @@ struct LARS {
   BNB_HD LARS with_norms(float param_norm, float grad_norm) const {
     LARS rule = *this;
     const bool has_ratio = param_norm > 0 && grad_norm > 0;
-    const float ratio = has_ratio ? param_norm / (grad_norm + weight_decay * param_norm + eps) : 1.0f;
-    rule.trust_coefficient = has_ratio ? trust_coefficient * ratio : 1.0f;
+    const float ratio = param_norm / (grad_norm + weight_decay * param_norm + eps);
+    constexpr float kMost = 0x1.fffffep127f;  // a subnormal gradient's ratio would overflow
+    rule.trust_coefficient = has_ratio ? trust_coefficient * (ratio < kMost ? ratio : kMost) : 1.0f;
     return rule;
   }
 };

@@ -200,6 +200,44 @@ def test_stochastic_states_follow_a_small_change_that_nearest_rounding_never_see
     assert abs(second["nearest"] - 1) > 3 * abs(second["stochastic"] - 1)
 
 
+@EVERY_RULE
+def test_auto_is_stochastic_for_first_moments_that_keep_more_than_99_hundredths(name):
+    start, codes = param(), {}
+    for rounding in ("auto", "nearest", "stochastic"):
+        p = copy_of(start)
+        options = {**CASES[name].configs[1], "state_rounding": rounding}
+        optimizer = make(name, [p], optim_bits=8, min_8bit_size=0, **options)
+        optimizer.step()
+        p.grad = start.grad.flip(0)  # after one step, RMSprop's buffer is one number and its negative
+        optimizer.step()
+        state = optimizer.state[p]
+        codes[rounding] = {key: state[key] for key in state if key.endswith("_codes")}
+    slow = {"exp_avg_slow_codes"} if name == "ademamix" else set()
+    for key in codes["auto"]:
+        assert torch.equal(codes["auto"][key], codes["stochastic" if key in slow else "nearest"][key]), key
+        assert not torch.equal(codes["stochastic"][key], codes["nearest"][key]), key
+
+
+def test_auto_follows_the_decay_of_each_parameter(manager):
+    fast, slow = param(), param()
+    manager.override_config(slow, "betas", (0.995, 0.999))
+    slow.grad, slow.data = fast.grad.clone(), fast.data.clone()
+    optimizer = make("adam", [fast, slow], optim_bits=8, min_8bit_size=0)
+    twin = make("adam", [q := copy_of(fast)], optim_bits=8, min_8bit_size=0, state_rounding="nearest")
+    optimizer.step()
+    twin.step()
+    assert torch.equal(optimizer.state[fast]["exp_avg_codes"], twin.state[q]["exp_avg_codes"])
+    assert not torch.equal(optimizer.state[slow]["exp_avg_codes"], twin.state[q]["exp_avg_codes"])
+    assert torch.equal(optimizer.state[slow]["exp_avg_sq_codes"], twin.state[q]["exp_avg_sq_codes"])
+
+
+@EVERY_RULE
+def test_decays_speak_of_the_rules_states(name):
+    optimizer = make(name, [param()])
+    decays = optimizer.decays(optimizer.param_groups[0])
+    assert decays.keys() == optimizer.states.keys() and all(0 <= decay <= 1 for decay in decays.values())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -38,6 +38,7 @@ def update(
     skip_zeros: bool = False,
     stochastic_weights: bool = False,
     stochastic_states: Sequence[int] = (),
+    seed: int = 0,
     keys: Sequence[int] = (),
 ) -> None:
     """One step of `rule` for every parameter, in one parallel region: ``param -= lr * direction``.
@@ -57,7 +58,8 @@ def update(
         skip_zeros: Elements with zero gradient stay as they are, their state included.
         stochastic_weights: Round bfloat16 and float16 parameters stochastically.
         stochastic_states: Which of the rule's states to round stochastically where they are 8-bit, by index.
-        keys: One number per parameter, other at every step, from which stochastic rounding draws.
+        seed: Of stochastic rounding, with `keys`.
+        keys: One number per parameter, other at every step.
 
     Raises:
         RuntimeError: A tensor has the wrong dtype, layout, size or device. Nothing has been written then.
@@ -69,6 +71,7 @@ def update(
         "skip_zeros": skip_zeros,
         "stochastic_weights": stochastic_weights,
         "stochastic_states": stochastic_states,
+        "seed": seed,
         "keys": keys,
     }
     getattr(torch.ops.torch_bnb, rule)(params, grads, states, absmax, **scalars, **options)

@@ -1,7 +1,7 @@
 """The one step loop: every optimizer of torch_bnb is this class with a rule's names and numbers filled in.
 
-Groups parameters into calls of the operator, and keeps groups and checkpoints. What a rule computes is in csrc/rules.h,
-its Python half in optim/rules.py; how state is stored in optim/state.py; overrides in optim/slots.py.
+Keeps groups and checkpoints. What a rule computes is in csrc/rules.h, its Python half in optim/rules.py; how state is
+stored in optim/state.py; overrides in optim/slots.py; which parameters go into which call in optim/plan.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,23 +10,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from typing_extensions import override
 
-from torch_bnb import ops
 from torch_bnb.checkpoint.load import restore
 from torch_bnb.optim import options
 from torch_bnb.optim import state as storage
-from torch_bnb.optim.calls import Call
-from torch_bnb.optim.clipping import percentile_scale
-from torch_bnb.optim.options import CommonOptions, rounding_key
+from torch_bnb.optim.options import CommonOptions
+from torch_bnb.optim.plan import FLOATING, Plan
 from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force
 from torch_bnb.optim.state import State
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
 from torch_bnb.overrides.hints import Hint, identity
 from torch_bnb.overrides.resolve import merge
-
-FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class BlockwiseOptimizer(torch.optim.Optimizer):
@@ -43,6 +38,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """The rule's own options; names and defaults are torch.optim's."""
     layerwise: ClassVar[bool] = False
     """Whether it needs norms over the whole tensor."""
+    _plan: Plan | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -63,7 +59,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         """The rule's scalars, by the names of its kScalars.
 
         Args:
-            config: The options in force.
+            config: The options in force; ``optim_bits`` is what the parameter's state has.
             step: The parameter's, from 1.
             fresh: It has no state yet.
         """
@@ -74,8 +70,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         return self.states
 
     def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
-        """By state, in their order, the share of it that a step keeps: near 1, rounding must not lose small changes."""
-        return dict.fromkeys(self.states, 0.0)
+        """By state, the share of it that a step keeps. Near 1, rounding must not lose small changes."""
+        return {}
 
     def initial(self, config: Mapping[str, Any]) -> float:
         """What new states are filled with."""
@@ -171,79 +167,13 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for call in self._prepare_calls():
-            call.run(self.rule, self.states)
+        rows = self._update_slots()
+        plan, self._plan = self._plan, None  # not kept if anything goes wrong
+        if plan is None or not plan.renew(self, rows):
+            plan = Plan(self, rows)
+        plan.run(self)
+        self._plan = plan
         return loss
-
-    def _prepare_calls(self) -> list[Call]:
-        """Groups parameters into calls. Checks and prepares everything, moves no weight."""
-        calls: dict[tuple, Call] = {}
-        seen: dict[tuple[int, int, int, bool], tuple[Any, ...]] = {}
-        index = -1
-        for g, (group, slots) in enumerate(zip(self.param_groups, self._update_slots(), strict=True)):
-            for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
-                index += 1
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                step = state.get("step", 0) + 1
-                fresh = not any(storage.has(state, name) for name in self.states)
-                # Parameters in the same situation have the same numbers: worked out once.
-                if (situation := (g, id(slot.overrides), step, fresh)) not in seen:
-                    config = slot.config(group)
-                    shared = (
-                        self.scalars(config, step, fresh),
-                        options.arguments(config, self.decays(config)),
-                        self.active_states(config),
-                    )
-                    seen[situation] = config, shared, tuple((tuple(part), *part.values()) for part in shared)
-                config, shared, key = seen[situation]
-                self._check_grad(parameter, parameter.grad, config, g, i)
-                clips, sparse = config["percentile_clipping"] < 100, parameter.grad.layout is torch.sparse_coo
-                place = (parameter.device, key, clips, sparse)
-                if place not in calls:
-                    calls[place] = Call(*shared)
-                    if sparse:
-                        calls[place].arguments = {**shared[1], "skip_zeros": True}
-                call = calls[place]
-                self._prepare_state(state, call.active, parameter, config)
-                call.add(parameter, parameter.grad, state, step)
-                if call.arguments["stochastic_states"] or call.arguments["stochastic_weights"]:
-                    call.keys.append(rounding_key(config["seed"], step, index))
-                if clips:
-                    history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
-                    values = parameter.grad.coalesce().values() if sparse else parameter.grad
-                    call.grad_scales.append(percentile_scale(history, values, config))
-        return list(calls.values())
-
-    def _prepare_state(
-        self, state: State, states: Mapping[str, bool], parameter: Tensor, config: Mapping[str, Any]
-    ) -> None:
-        storage.prepare(state, states, parameter, config, self.initial(config))
-
-    def _check_grad(
-        self, parameter: Tensor, grad: Tensor, config: Mapping[str, Any], group: int, position: int
-    ) -> None:
-        what = error = None
-        if is_traceable_wrapper_subclass(parameter):
-            what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
-        elif not ops.has_kernel(self.rule, parameter.device):
-            what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
-        elif grad.layout not in (torch.strided, torch.sparse_coo):
-            what, error = f"its gradient is {grad.layout}; expected a dense or COO tensor", NotImplementedError
-        elif grad.layout is torch.sparse_coo and (grad.sparse_dim() != 1 or not parameter.is_contiguous()):
-            what, error = "a sparse gradient must be one of rows, for a contiguous parameter", NotImplementedError
-        elif grad.layout is torch.sparse_coo and (self.layerwise or config["max_unorm"] or not config["block_wise"]):
-            needs = (
-                type(self).__name__ if self.layerwise else "max_unorm" if config["max_unorm"] else "block_wise=False"
-            )
-            what, error = f"{needs} needs the whole tensor, its gradient is sparse", NotImplementedError
-        elif grad.dtype not in FLOATING or grad.device != parameter.device:
-            theirs = f"{grad.dtype} on {grad.device}"
-            what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
-        if error is not None:
-            place = f"parameter {position} of group {group}, shape {tuple(parameter.shape)}"
-            raise error(f"{type(self).__name__}: {place}: {what}")
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -299,7 +229,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 state, config = self.state.get(parameter, {}), slot.config(group)
                 kept = {name: signed for name, signed in self.states.items() if storage.has(state, name)}
                 if kept and not storage.wants_8bit(config, parameter):
-                    self._prepare_state(state, kept, parameter, config)
+                    storage.prepare(state, kept, parameter, config, self.initial(config))
 
     @override
     def __getstate__(self) -> dict[str, Any]:

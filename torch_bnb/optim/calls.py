@@ -1,6 +1,6 @@
 """One call of the operator: parameters that share device, scalars and options, gathered and then run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,8 +30,6 @@ class Call:
     """The parameters' whole states, of which `states` may hold pieces."""
     steps: list[int] = field(default_factory=list)
     """The step that each reaches."""
-    keys: list[int] = field(default_factory=list)
-    """For stochastic rounding; empty without."""
     grad_scales: list[Tensor] = field(default_factory=list)
     """For percentile clipping; empty without."""
     put_back: list[Callable[[], Any]] = field(default_factory=list)
@@ -54,20 +52,23 @@ class Call:
         self.grads.append(grad.contiguous())
         self.states.append(state)
 
-    def run(self, rule: str, names: Mapping[str, bool]) -> None:
+    def run(self, rule: str, names: Mapping[str, bool], indices: Sequence[int]) -> None:
         """Steps every parameter.
 
         Args:
             rule: Name of the operator.
             names: Its states.
+            indices: Of the parameters among all of the optimizer's.
         """
-        absent = (storage.ABSENT, storage.ABSENT)
-        pairs = [
-            storage.tensors(state, name) if name in self.active else absent for name in names for state in self.states
-        ]
-        values, absmax = zip(*pairs, strict=True)
-        grad_scales = torch.stack(self.grad_scales) if self.grad_scales else None
-        own = {"keys": self.keys, "grad_scales": grad_scales}
+        values: list[Tensor] = []
+        absmax: list[Tensor] = []
+        for name in names:
+            kept = storage.gather(self.states, name) if name in self.active else storage.absent(len(self.states))
+            values += kept[0]
+            absmax += kept[1]
+        own: dict[str, Any] = {"grad_scales": torch.stack(self.grad_scales)} if self.grad_scales else {}
+        if self.arguments["stochastic_states"] or self.arguments["stochastic_weights"]:
+            own["keys"] = [step << 32 | index for step, index in zip(self.steps, indices, strict=True)]
         ops.update(rule, self.params, self.grads, values, absmax, self.scalars, **self.arguments, **own)
         for put_back in self.put_back:
             put_back()

@@ -24,7 +24,7 @@ DEFAULTS = CommonOptions(
     max_unorm=0.0,
     skip_zeros=False,
     maximize=False,
-    state_rounding="nearest",
+    state_rounding="auto",
     weight_rounding="nearest",
     seed=0,
     foreach=None,
@@ -40,8 +40,9 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
             A parameter of norm 0 has no limit.
         skip_zeros: Elements with zero gradient stay as they are, their state included.
         maximize: Ascend instead of descend.
-        state_rounding: How 8-bit states are rounded, "nearest" or "stochastic" (to either code around a number, such
-            that the mean is the number).
+        state_rounding: How 8-bit states are rounded: "nearest", "stochastic" (to either code around a number, such
+            that the mean is the number), or "auto" (nearest, but stochastic for first moments that keep more than 0.99
+            of themselves at a step, which nearest rounding would freeze).
         weight_rounding: The same for bfloat16 and float16 parameters.
         seed: Of stochastic rounding; results are the same for the same seed, on any number of threads.
         foreach: As torch users pass it; every step takes all parameters at once.
@@ -104,53 +105,38 @@ def check(config: Mapping[str, Any], rule_options: Mapping[str, spec.Option], wh
 
 
 SLOW = 0.99
-"""State that keeps more of itself than this share at a step moves by less than the spacing of its codes."""
+"""A first moment that keeps more of itself than this share at a step is rounded stochastically by ``"auto"``."""
 
 
-def stochastic_states(config: Mapping[str, Any], decays: Mapping[str, float]) -> tuple[int, ...]:
-    """Indices of the states that are rounded stochastically.
+def stochastic_states(
+    config: Mapping[str, Any], states: Mapping[str, bool], decays: Mapping[str, float]
+) -> tuple[int, ...]:
+    """Indices of the states that are rounded stochastically. docs/rounding.md says why these.
 
     Args:
         config: Its ``state_rounding``.
-        decays: By state, in the rule's order, the share of it that a step keeps.
+        states: The rule's, and whether each has a sign: first moments do.
+        decays: By state, the share of it that a step keeps.
     """
     rounding = config["state_rounding"]
     return tuple(
         index
-        for index, decay in enumerate(decays.values())
-        if rounding == "stochastic" or (rounding == "auto" and decay > SLOW)
+        for index, (name, signed) in enumerate(states.items())
+        if rounding == "stochastic" or (rounding == "auto" and signed and decays.get(name, 0.0) > SLOW)
     )
 
 
-def arguments(config: Mapping[str, Any], decays: Mapping[str, float]) -> dict[str, Any]:
-    """The operator's keyword arguments that a config asks for; `decays` as in `stochastic_states`."""
+def arguments(config: Mapping[str, Any], states: Mapping[str, bool], decays: Mapping[str, float]) -> dict[str, Any]:
+    """The operator's keyword arguments that a config asks for; `states` and `decays` as in `stochastic_states`."""
+    weights, chosen = config["weight_rounding"] == "stochastic", stochastic_states(config, states, decays)
     return {
         "grad_scale": -1.0 if config["maximize"] else 1.0,
         "max_unorm": config["max_unorm"],
         "skip_zeros": config["skip_zeros"],
-        "stochastic_weights": config["weight_rounding"] == "stochastic",
-        "stochastic_states": stochastic_states(config, decays),
+        "stochastic_weights": weights,
+        "stochastic_states": chosen,
+        "seed": config["seed"] if weights or chosen else 0,
     }
-
-
-def rounding_key(seed: int, step: int, index: int) -> int:
-    """A 64-bit number for a parameter at a step, from which stochastic rounding draws.
-
-    Args:
-        seed: The user's.
-        step: The parameter's, from 1.
-        index: The parameter's, in the order of the groups.
-    """
-    mixed = 0
-    for number in (seed, step, index):  # splitmix64, https://doi.org/10.1145/2714064.2660195
-        mixed = (mixed + (number & _64_BITS) + 0x9E3779B97F4A7C15) & _64_BITS
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _64_BITS
-        mixed ^= mixed >> 31
-    return mixed - (mixed >> 63 << 64)  # as int64
-
-
-_64_BITS = (1 << 64) - 1
 
 
 def full_signature(constructor: Any) -> inspect.Signature:

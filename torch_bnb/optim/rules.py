@@ -306,7 +306,7 @@ class RMSprop(BlockwiseOptimizer):
         g = g + weight_decay * p
         s = alpha * s + (1 - alpha) * g * g
         a = a + (1 - alpha) * (g - a)                      if centered (https://arxiv.org/abs/1308.0850), else 0
-        b = momentum * b + g / (sqrt(s - a * a) + eps)
+        b = momentum * b + g / (sqrt(s - a * a) + eps)     (8-bit state: at least s / 32 under the root)
         p = p - lr * b
 
     Args:
@@ -326,8 +326,8 @@ class RMSprop(BlockwiseOptimizer):
         For recurrent networks and reinforcement learning, where recipes were tuned with it.
         There is no bias correction: at alpha = 0.99 the first steps are up to 10 times lr long, so start with a tenth
         of AdamW's rate or warm up. Centered wants 32 bits: where the gradient's mean is more than about twice its
-        deviation, rounding to 8 bits takes s below a * a, and the update is then g / eps, without a bound that matters.
-        If it must be 8 bits, choose eps as large as the gradients' deviation.
+        deviation, rounding to 8 bits takes s - a * a below zero. With 8-bit state it is therefore at least s / 32,
+        which bounds a step without momentum at 6 times lr * g / sqrt(s) and makes centering do less than it should.
 
     Example:
         >>> import torch, torch_bnb as bnb
@@ -382,6 +382,7 @@ class RMSprop(BlockwiseOptimizer):
             "eps": config["eps"],
             "weight_decay": config["weight_decay"],
             "momentum": config["momentum"],
+            "least_variance": 1 / 32 if config["optim_bits"] == 8 else 0.0,
         }
 
 

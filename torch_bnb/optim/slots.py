@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from torch_bnb.overrides import GlobalOptimManager, OverrideError
-from torch_bnb.overrides.hints import Hint, Level, identity
+from torch_bnb.overrides.hints import Hint, Level, identities, identity
 from torch_bnb.overrides.resolve import merge
 
 Group = Mapping[str, Any]
@@ -39,6 +39,7 @@ class SlotTable:
 
     def __init__(self, rows: list[list[Slot]] | None = None) -> None:
         self.rows: list[list[Slot]] = rows or []
+        self._identities: list[tuple[list[int], list[int | None]]] = []
         self._seen_version: int | None = None
         GlobalOptimManager.get_instance().follow(self)
 
@@ -53,6 +54,7 @@ class SlotTable:
         if self._seen_version != manager.version or not self._fits(groups):
             version = manager.version
             self.rows = self._look_up(manager, groups, checked)
+            self._identities = [identities(group["params"]) for group in groups]
             self._seen_version = version
         return self.rows
 
@@ -65,11 +67,7 @@ class SlotTable:
                     slot.hints = [*slot.hints, hint]
 
     def _fits(self, groups: Sequence[Group]) -> bool:
-        return len(self.rows) == len(groups) and all(
-            len(row) == len(group["params"])
-            and all(slot.identity == identity(p) for slot, p in zip(row, group["params"], strict=True))
-            for row, group in zip(self.rows, groups, strict=True)
-        )
+        return self._identities == [identities(group["params"]) for group in groups]
 
     def _look_up(self, manager: GlobalOptimManager, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]

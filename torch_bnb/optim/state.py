@@ -5,7 +5,7 @@ shape) with ``exp_avg_absmax`` (float32, one per block). The keys differ on purp
 fills tensors of the other. Knows the codec; no rule, no group.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,8 +114,13 @@ def has(state: State, name: str) -> bool:
     return name in state or codes_key(name) in state
 
 
-def tensors(state: State, name: str) -> tuple[Tensor, Tensor]:
-    """(values or codes, absmax or `ABSENT`) of a prepared state; both `ABSENT` if the state is not kept at all."""
-    if codes_key(name) in state:
-        return state[codes_key(name)], state[absmax_key(name)]
-    return state.get(name, ABSENT), ABSENT
+def gather(states: Sequence[State], name: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The values or codes of one state of many parameters, and their absmax or `ABSENT`. All are prepared."""
+    codes, absmax = codes_key(name), absmax_key(name)
+    values = [state[codes] if codes in state else state[name] for state in states]
+    return values, [state.get(absmax, ABSENT) for state in states]
+
+
+def absent(count: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The same for a state that a configuration does without."""
+    return [ABSENT] * count, [ABSENT] * count

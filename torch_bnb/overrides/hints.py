@@ -7,7 +7,7 @@ reference stands in the way of ``module.to()``, which refuses to swap a tensor t
 import itertools
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
@@ -124,6 +124,11 @@ def identity(parameter: Tensor) -> tuple[int, int]:
     if number is None:
         number = parameter.__dict__[_NUMBER] = next(_numbers)
     return id(parameter), number
+
+
+def identities(parameters: Sequence[Tensor]) -> tuple[list[int], list[int | None]]:
+    """The halves of each one's `identity`; the second is None where that has not been asked for."""
+    return list(map(id, parameters)), [parameter.__dict__.get(_NUMBER) for parameter in parameters]
 
 
 def inherited(hint: ModuleHint) -> ModuleHint:

@@ -1,0 +1,195 @@
+"""The calls of a step: which parameters go into which, worked out once and kept for the steps that are like it.
+
+Knows groups, overrides and how state is kept; nothing of what a rule computes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from torch_bnb import ops
+from torch_bnb.optim import options
+from torch_bnb.optim import state as storage
+from torch_bnb.optim.calls import Call
+from torch_bnb.optim.clipping import percentile_scale
+from torch_bnb.optim.slots import Group, Slot
+
+if TYPE_CHECKING:
+    from torch_bnb.optim.base import BlockwiseOptimizer
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def about_state(config: Group) -> tuple[Any, ...]:
+    """What decides how a parameter's state is kept."""
+    return *(config[key] for key in options.STORAGE), config["percentile_clipping"]
+
+
+@dataclass
+class Situation:
+    """Parameters of one group with the same overrides and the same step: they have the same numbers."""
+
+    group: int
+    slot: Slot
+    """Of any of them."""
+    bits: int
+    """Of each element of their state, 8 or 32."""
+    about_state: tuple[Any, ...]
+    """Options that decide what the parameters' state holds."""
+    numbers: tuple[dict[str, float], dict[str, Any], Mapping[str, bool]]
+    """The rule's scalars, the operator's other arguments, the states in use."""
+
+
+def numbers_of(
+    optimizer: "BlockwiseOptimizer", config: Group, bits: int, step: int, fresh: bool
+) -> tuple[dict[str, float], dict[str, Any], Mapping[str, bool]]:
+    """What the operator gets for parameters with this config and bits of state at this step."""
+    if bits != config["optim_bits"]:
+        config = {**config, "optim_bits": bits}
+    arguments = options.arguments(config, optimizer.states, optimizer.decays(config))
+    return optimizer.scalars(config, step, fresh), arguments, optimizer.active_states(config)
+
+
+@dataclass
+class Planned:
+    """One call, and whence its parameters come."""
+
+    call: Call
+    indices: list[int] = field(default_factory=list)
+    """Of its parameters among all of the optimizer's."""
+    situations: dict[int, tuple[Situation, int]] = field(default_factory=dict)
+    """By id, each with the position in the call of one of its parameters."""
+
+
+class Plan:
+    """The calls of one step.
+
+    Args:
+        optimizer: Whose parameters, groups and state.
+        rows: Its slots, by group and position.
+    """
+
+    def __init__(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
+        self._rows = rows
+        self._without: list[int] = []
+        self._keeps = True
+        planned: dict[tuple, Planned] = {}
+        seen: dict[tuple, tuple[Situation, tuple]] = {}
+        index = -1
+        for g, (group, slots) in enumerate(zip(optimizer.param_groups, rows, strict=True)):
+            configs: dict[int, Group] = {}
+            for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
+                index += 1
+                grad = parameter.grad
+                if grad is None:
+                    self._without.append(index)
+                    continue
+                state = optimizer.state[parameter]
+                step = state.get("step", 0) + 1
+                fresh = not any(storage.has(state, name) for name in optimizer.states)
+                if id(slot.overrides) not in configs:
+                    configs[id(slot.overrides)] = slot.config(group)
+                config = configs[id(slot.overrides)]
+                bits = 8 if storage.wants_8bit(config, parameter) else 32
+                if (like := (g, id(slot.overrides), bits, step, fresh)) not in seen:
+                    numbers = numbers_of(optimizer, config, bits, step, fresh)
+                    situation = Situation(g, slot, bits, about_state(config), numbers)
+                    key = tuple((tuple(part), *part.values()) for part in numbers)
+                    seen[like] = situation, key
+                situation, key = seen[like]
+                _check_grad(optimizer, parameter, grad, config, g, i)
+                clips, sparse = config["percentile_clipping"] < 100, grad.layout is torch.sparse_coo
+                self._keeps &= not (clips or sparse) and grad.is_contiguous() and parameter.is_contiguous()
+                place = (parameter.device, key, clips, sparse)
+                if place not in planned:
+                    planned[place] = Planned(Call(*situation.numbers))
+                    if sparse:
+                        planned[place].call.arguments = {**situation.numbers[1], "skip_zeros": True}
+                own = planned[place]
+                own.situations.setdefault(id(situation), (situation, len(own.indices)))
+                own.indices.append(index)
+                storage.prepare(state, own.call.active, parameter, config, optimizer.initial(config))
+                own.call.add(parameter, grad, state, step)
+                if clips:
+                    history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
+                    values = grad.coalesce().values() if sparse else grad
+                    own.call.grad_scales.append(percentile_scale(history, values, config))
+        self._planned = list(planned.values())
+        self._known = list(optimizer.state.values())
+
+    def run(self, optimizer: "BlockwiseOptimizer") -> None:
+        """Steps every parameter that is in it, and lets go of parameters and gradients."""
+        for planned in self._planned:
+            planned.call.run(optimizer.rule, optimizer.states, planned.indices)
+        for planned in self._planned:
+            planned.call.params, planned.call.grads = [], []
+
+    def renew(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> bool:
+        """Makes it the plan of the next step, if that is like the last one but for gradients and numbers.
+
+        Args:
+            optimizer: As before.
+            rows: Its slots, which are the same object as long as neither parameters nor hints have changed.
+        """
+        if not self._keeps or rows is not self._rows:
+            return False
+        known, state = self._known, optimizer.state
+        if len(state) != len(known) or not all(map(is_, state.values(), known)):
+            return False
+        params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+        if any(params[index].grad is not None for index in self._without):
+            return False
+        return all(self._renew_call(planned, optimizer, params) for planned in self._planned)
+
+    def _renew_call(self, planned: Planned, optimizer: "BlockwiseOptimizer", params: list[Tensor]) -> bool:
+        call = planned.call
+        if [state.get("step") for state in call.states] != call.steps:
+            return False
+        call.params = [params[index] for index in planned.indices]
+        call.grads = [parameter.grad for parameter in call.params]
+        for grad in call.grads:
+            if grad is None or grad.layout is not torch.strided or not grad.is_contiguous():
+                return False
+        scalars: dict[str, float] | None = None
+        for situation, position in planned.situations.values():
+            config = situation.slot.config(optimizer.param_groups[situation.group])
+            fresh = not call.active
+            numbers = numbers_of(optimizer, config, situation.bits, call.steps[position] + 1, fresh)
+            if scalars not in (None, numbers[0]) or numbers[1:] != (call.arguments, call.active):
+                return False
+            if about_state(config) != situation.about_state:
+                return False
+            scalars = numbers[0]
+        call.scalars = scalars or call.scalars
+        call.steps = [step + 1 for step in call.steps]
+        return True
+
+
+def _check_grad(
+    optimizer: "BlockwiseOptimizer", parameter: Tensor, grad: Tensor, config: Group, group: int, position: int
+) -> None:
+    what = error = None
+    name = type(optimizer).__name__
+    if is_traceable_wrapper_subclass(parameter):
+        what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
+    elif not ops.has_kernel(optimizer.rule, parameter.device):
+        what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
+    elif grad.layout not in (torch.strided, torch.sparse_coo):
+        what, error = f"its gradient is {grad.layout}; expected a dense or COO tensor", NotImplementedError
+    elif grad.layout is torch.sparse_coo and (grad.sparse_dim() != 1 or not parameter.is_contiguous()):
+        what, error = "a sparse gradient must be one of rows, for a contiguous parameter", NotImplementedError
+    elif grad.layout is torch.sparse_coo and (optimizer.layerwise or config["max_unorm"] or not config["block_wise"]):
+        needs = name if optimizer.layerwise else "max_unorm" if config["max_unorm"] else "block_wise=False"
+        what, error = f"{needs} needs the whole tensor, its gradient is sparse", NotImplementedError
+    elif grad.dtype not in FLOATING or grad.device != parameter.device:
+        theirs = f"{grad.dtype} on {grad.device}"
+        what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
+    if error is not None:
+        place = f"parameter {position} of group {group}, shape {tuple(parameter.shape)}"
+        raise error(f"{name}: {place}: {what}")
