@@ -1,1 +1,6 @@
-"""Checkpoints: state that keeps its dtypes."""
+"""Optimizer state that travels: files that survive a crash, and the forms of other libraries."""
+
+from torch_bnb.checkpoint.exchange import convert
+from torch_bnb.checkpoint.files import load, save
+
+__all__ = ["convert", "load", "save"]
