@@ -76,7 +76,7 @@ def as_ours(state_dict: Mapping[str, Any], rule: str) -> Mapping[str, Any]:
         ValueError: It is another library's, and does not fit the rule.
     """
     source = recognise(state_dict)
-    if source in (None, native) or rule not in portable.RULES:
+    if source in (None, native):
         return state_dict
     state = _read(source, state_dict, rule, source.NAME)
     signs = portable.RULES[rule].states
@@ -110,7 +110,7 @@ def _chosen(state_dict: Mapping[str, Any], source: ModuleType, to: str, rule: st
         raise ValueError(f"{source.NAME}: no rule has these states and options: {_keys(state_dict)}")
     if len({(source.layout(rule), TARGETS[to].layout(rule)) for rule in candidates}) > 1:
         raise ValueError(f"{source.NAME}: the state may be of {' or '.join(candidates)}; say which by rule=")
-    return candidates[0]
+    return "adamw" if "adamw" in candidates else candidates[0]  # the one that says nothing about weight decay
 
 
 def _keys(state_dict: Mapping[str, Any]) -> str:

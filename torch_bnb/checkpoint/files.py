@@ -1,6 +1,7 @@
 """Checkpoints as files: written whole or not at all, read without running anything. Knows not what is in them."""
 
 import os
+import re
 import secrets
 import zipfile
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 import torch
 
 from torch_bnb.checkpoint.formats.torchao import STAND_INS
+
+
+class DamagedError(Exception):
+    """What is wrong with a file, before its name is known."""
 
 
 def save(obj: Any, path: str | os.PathLike) -> None:
@@ -73,7 +78,7 @@ def load(path: str | os.PathLike) -> Any:
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as archive:
                     if damaged := archive.testzip():
-                        raise ValueError(f"it is damaged: the checksum of {damaged} is wrong")
+                        raise DamagedError(f"the checksum of {damaged} is wrong")
             file.seek(0)
             with torch.serialization.safe_globals(STAND_INS):
                 return torch.load(file, map_location="cpu", weights_only=True)
@@ -82,11 +87,12 @@ def load(path: str | os.PathLike) -> Any:
 
 
 def _reason(error: Exception) -> str:
+    """In one line; torch explains at length."""
     text = str(error)
-    if "Unsupported global: GLOBAL " in text:
-        name = text.split("Unsupported global: GLOBAL ", 1)[1].split(" ", 1)[0]
-        return f"it refers to {name}, and a checkpoint from elsewhere may hold only tensors, numbers and containers"
-    if type(error) is ValueError and text.startswith("it is damaged"):
-        return text
-    first = text.strip().split("\n", 1)[0][:160]
+    if isinstance(error, DamagedError):
+        return f"it is damaged: {text}"
+    if code := re.search(r"GLOBAL (\S+) w", text):
+        return f"it refers to {code[1]}, and a checkpoint from elsewhere may hold only tensors, numbers and containers"
+    told = re.search(r"WeightsUnpickler error: *(.*)", text)
+    first = (told[1] if told else text.strip().split("\n", 1)[0])[:160].strip()
     return f"it is damaged or no checkpoint of torch.save ({type(error).__name__}{': ' if first else ''}{first})"

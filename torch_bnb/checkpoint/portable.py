@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_bnb import codec
 from torch_bnb.optim import state as storage
@@ -166,6 +166,8 @@ def tensor(value: Any, what: str, dtype: torch.dtype | None = None) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"{what} must be a tensor, got {value!r:.80}")
+    if type(value) not in (Tensor, nn.Parameter):
+        raise ValueError(f"{what} must be a plain tensor, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_meta:
         raise ValueError(f"{what} must be a dense tensor with data, got {value.layout} on {value.device}")
     if value.dtype != dtype if dtype else not value.is_floating_point():
@@ -248,6 +250,13 @@ def check_moments(portable: Portable, who: str) -> None:
                     group[key] = option.parse(key, group[key])
                 except ValueError as error:
                     raise ValueError(f"{who}, group {g}: {error}") from None
+
+
+def need_options(groups: Iterable[Mapping[str, Any]], options: Iterable[str], target: str) -> None:
+    """Raises ValueError for a group that lacks an option which a target's form must have."""
+    for g, group in enumerate(groups):
+        if missing := [key for key in options if key not in group]:
+            raise ValueError(f"{target} needs {', '.join(missing)} in group {g}, which the checkpoint does not say")
 
 
 def matching_rules(names: Iterable[str], groups: Iterable[Mapping[str, Any]]) -> list[str]:

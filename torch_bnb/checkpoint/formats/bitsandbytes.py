@@ -24,6 +24,8 @@ SCRATCH = {"unorm_vec"}
 DROPPED = {"gnorm_vec": "'gnorm_vec', the history of percentile_clipping"}
 THEIRS = ("eps", "betas", "alpha", "t_alpha", "t_beta3")
 """Keys that stand in every group of two states, in use or not."""
+UNUSED = {"dampening", "nesterov", "momentum", "centered", "lr_decay", "initial_accumulator_value"}
+"""Options that its rules lack, or store and never use; SGD's momentum excepted."""
 TENSORWISE = {"max1", "max2", "new_max1", "new_max2"}
 
 
@@ -175,12 +177,13 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
     if state.rule == "lars":
         raise ValueError(LARS)
     places, known = LAYOUTS[state.rule], RULES[state.rule]
+    portable.need_options(state.groups, known.options.keys() - UNUSED, NAME)
     if state.rule == "sgd" and not all(group.get("momentum") for group in state.groups):
         raise ValueError(f"{NAME} has no SGD without momentum")
     for index, entry in state.states.items():
         if homeless := entry.keys() & known.states.keys() - {*places.first, *places.second}:
             raise ValueError(f"{NAME}'s {state.rule} has no place for {sorted(homeless)} of parameter {index}")
-    kept = {*known.options} - {"momentum", "dampening", "nesterov", "centered", "lr_decay", "initial_accumulator_value"}
+    kept = known.options.keys() - UNUSED
     portable.say_lost(
         [f"{HISTORY!r}, the history of percentile_clipping" for entry in state.states.values() if HISTORY in entry]
         + portable.lost_options(state.groups, kept | ({"momentum"} if state.rule == "sgd" else set())),
@@ -199,9 +202,8 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
                 stored = _state(moments, number == "1", bits, minimum)
                 inner |= {f"{key}{number}": value for key, value in stored.items()}
         if inner:
-            if state.rule == "lamb" or any(group.get("max_unorm") for group in state.groups):
-                inner["unorm_vec"] = torch.zeros(1)
-            result[index] = {"step": entry.get("step", 1), WRAPPER: inner}
+            inner["unorm_vec"] = torch.zeros(1)  # wanted by whoever is built with max_unorm, as LAMB is
+            result[index] = {"step": entry.get("step", 1), WRAPPER: inner}  # step 1 would fill SGD's buffer anew
     return {"state": result, "param_groups": [_write_group(group, state.rule) for group in state.groups]}
 
 

@@ -37,9 +37,10 @@ def rules(state_dict: Mapping[str, Any]) -> list[str]:
     """The rules that it may be of."""
     names = {key for entry in state_dict["state"].values() for key in entry} - {"step", "max_exp_avg_sq"}
     found = [rule for rule in portable.matching_rules(names, state_dict["param_groups"]) if rule in CLASSES]
-    decoupled = {group.get("decoupled_weight_decay") for group in state_dict["param_groups"]}
-    if set(found) == {"adam", "adamw"} and decoupled in ({True}, {False}):
-        return ["adamw"] if decoupled == {True} else ["adam"]
+    decoupled = [group.get("decoupled_weight_decay") for group in state_dict["param_groups"]]
+    for name, is_decoupled in (("adamw", True), ("adam", False)):
+        if name in found and decoupled and all(said is is_decoupled for said in decoupled):
+            return [name]
     return found
 
 

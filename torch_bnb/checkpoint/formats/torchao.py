@@ -109,6 +109,7 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
         raise ModuleNotFoundError("Writing torchao's form needs its tensor class: pip install torchao")
     from torchao.optim.subclass_8bit import OptimState8bit
 
+    portable.need_options(state.groups, OPTIONS, NAME)
     portable.say_lost(
         [f"{HISTORY!r}, the history of percentile_clipping" for entry in state.states.values() if HISTORY in entry]
         + portable.lost_options(state.groups, OPTIONS),
