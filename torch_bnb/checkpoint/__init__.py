@@ -2,5 +2,6 @@
 
 from torch_bnb.checkpoint.exchange import convert
 from torch_bnb.checkpoint.files import load, save
+from torch_bnb.checkpoint.survey import convert_nested, describe
 
-__all__ = ["convert", "load", "save"]
+__all__ = ["convert", "convert_nested", "describe", "load", "save"]

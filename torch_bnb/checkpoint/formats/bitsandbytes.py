@@ -182,7 +182,7 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
         raise ValueError(f"{NAME} has no SGD without momentum")
     for index, entry in state.states.items():
         if homeless := entry.keys() & known.states.keys() - {*places.first, *places.second}:
-            raise ValueError(f"{NAME}'s {state.rule} has no place for {sorted(homeless)} of parameter {index}")
+            raise ValueError(f"{NAME}' {state.rule} has no place for {sorted(homeless)} of parameter {index}")
     kept = known.options.keys() - UNUSED
     portable.say_lost(
         [f"{HISTORY!r}, the history of percentile_clipping" for entry in state.states.values() if HISTORY in entry]
