@@ -116,11 +116,11 @@ def damage(nest, data):
     if kind == "remove":
         del container[key]
     elif kind == "junk":
-        container[key] = data.draw(st.sampled_from(JUNK), label="junk")
+        container[key] = copied(data.draw(st.sampled_from(JUNK), label="junk"))
     elif kind == "extra" and isinstance(container, dict):
-        container[data.draw(st.sampled_from(["foo", 17, "state1", "exp_avg_codes", "step"]))] = copy.copy(value)
+        container[data.draw(st.sampled_from(["foo", 17, "state1", "exp_avg_codes", "step"]))] = copied(value)
     elif kind == "extra":
-        container.append(value)
+        container.append(copied(value))
     elif kind == "truncate":
         container[key] = value.flatten()[: data.draw(st.integers(0, value.numel()))]
     elif kind == "cast":

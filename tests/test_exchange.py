@@ -17,6 +17,7 @@ from torch_bnb.optim.state import wants_8bit
 with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    import bitsandbytes.functional as theirs_functional
     import bitsandbytes.optim as theirs_bnb
     import torchao.optim as torchao
 
@@ -161,6 +162,86 @@ def test_lamb_goes_to_bitsandbytes_and_back(bits):
     back = bnb.optim.LAMB(clones(there), optim_bits=bits)
     back.load_state_dict(new.state_dict())
     assert back.state[back.param_groups[0]["params"][0]]["step"] == 5
+
+
+@pytest.mark.parametrize("blocksize", [256, 2048])
+@pytest.mark.parametrize("other_map", [False, True])
+def test_another_block_size_or_map_is_decoded_as_the_file_says(blocksize, other_map):
+    """bitsandbytes had 2048 elements a block, and takes any map."""
+    there = parameters()
+    old = theirs_bnb.Lion(there, optim_bits=8)
+    train(there, old, range(1))
+    values = torch.randn(SHAPES[2])
+    qmap = torch.linspace(-1, 1, 256) if other_map else theirs_functional.create_dynamic_map()
+    codes, quantized = theirs_functional.quantize_blockwise(values, code=qmap, blocksize=blocksize)
+    old.state[there[2]].update(state1=codes, qmap1=qmap, absmax1=quantized.absmax)
+    expected = theirs_functional.dequantize_blockwise(codes, quantized)
+    new = bnb.optim.Lion(clones(there), optim_bits=8)
+    new.load_state_dict(old.state_dict())
+    state = new.state[new.param_groups[0]["params"][2]]
+    if (blocksize, other_map) == (256, False):
+        assert torch.equal(state["exp_avg_codes"], codes) and torch.equal(state["exp_avg_absmax"], quantized.absmax)
+    else:
+        torch.testing.assert_close(state["exp_avg"], expected, rtol=1e-6, atol=1e-9)
+    converted = bnb.checkpoint.convert(old.state_dict(), to="torch_bnb", rule="lion")["state"][2]
+    decoded = bnb.codec.dequantize_blockwise(converted["exp_avg_codes"], converted["exp_avg_absmax"])
+    assert (decoded - expected).norm() < 0.02 * expected.norm()
+
+
+def test_a_map_of_a_machine_that_rounds_otherwise_is_the_same_map():
+    there = parameters()
+    old = theirs_bnb.Lion(there, optim_bits=8)
+    train(there, old, range(1))
+    state = old.state[there[0]]
+    state["qmap1"] = torch.nextafter(state["qmap1"], state["qmap1"].sign() * 2)
+    new = bnb.optim.Lion(clones(there), optim_bits=8)
+    new.load_state_dict(old.state_dict())
+    assert torch.equal(new.state[new.param_groups[0]["params"][0]]["exp_avg_codes"], state["state1"])
+
+
+def test_what_bitsandbytes_had_and_ours_has_not_is_said():
+    there = parameters()
+    old = theirs_bnb.Adam8bit(there, weight_decay=0.1)
+    train(there, old, range(1))
+    saved = old.state_dict()
+    saved["state"][0]["__bnb_optimizer_quant_state__"]["gnorm_vec"] = torch.zeros(100)
+    with pytest.warns(UserWarning) as said:
+        bnb.optim.Adam8bit(clones(there)).load_state_dict(saved)
+    assert [str(warning.message) for warning in said] == [
+        "torch_bnb has no place for 'gnorm_vec', the history of percentile_clipping; it stays behind",
+        "bitsandbytes' Adam takes weight decay apart from the gradient: AdamW goes on as it did",
+    ]
+    with pytest.raises(ValueError, match="this is the state of adam or adamw or lamb, not of lion"):
+        bnb.optim.Lion8bit(clones(there)).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("to", ["torch", "bitsandbytes", "torchao"])
+def test_options_that_stay_behind_are_said(to):
+    here = parameters()
+    old = bnb.optim.AdamW(here, optim_bits=8, percentile_clipping=50, max_unorm=1.0)
+    train(here, old, range(2))
+    before = copy.deepcopy(old.state_dict())
+    with pytest.warns(UserWarning) as said:
+        converted = bnb.checkpoint.convert(old.state_dict(), to=to, rule="adamw")
+    texts = "; ".join(str(warning.message) for warning in said)
+    assert all(what in texts for what in ("'grad_norms'", "percentile_clipping=50", "max_unorm=1.0"))
+    for entry in converted["state"].values():  # no memory is shared
+        for value in entry.get("__bnb_optimizer_quant_state__", entry).values():
+            if type(value) is torch.Tensor:
+                value.zero_()
+    torch.testing.assert_close(old.state_dict()["state"], before["state"], rtol=0, atol=0, equal_nan=True)
+
+
+def test_schedulers_keys_and_names_travel():
+    here = parameters()
+    named = [("a", here[0]), ("b", here[1]), ("c", here[2])]
+    old = bnb.optim.AdamW(named, optim_bits=8)
+    torch.optim.lr_scheduler.ExponentialLR(old, 0.5)
+    train(here, old, range(1))
+    for to in ("torch", "bitsandbytes", "torchao"):
+        (group,) = bnb.checkpoint.convert(old.state_dict(), to=to, rule="adamw")["param_groups"]
+        assert (group["initial_lr"], group["param_names"], group["params"]) == (1e-3, ["a", "b", "c"], [0, 1, 2])
+        assert not {"optim_bits", "base_lr", "min_8bit_size", "seed"} & group.keys()
 
 
 def test_squares_above_zero_stay_above_zero_in_the_signed_map():

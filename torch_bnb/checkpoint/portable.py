@@ -83,6 +83,10 @@ class Coded:
         """Whether codes and absmax can be copied as they are."""
         return self.map is None and self.signed == signed and self.blocksize == codec.BLOCK_SIZE
 
+    def is_whole(self, signed: bool) -> bool:
+        """Whether it is what ``block_wise=False`` makes: one absmax for the tensor."""
+        return self.map is None and self.signed == signed and self.absmax.numel() == 1
+
     def decode(self) -> Tensor:
         """float32 of the parameter's shape."""
         if self.map is None:
@@ -240,6 +244,7 @@ def check_moments(portable: Portable, who: str) -> None:
         moments = {name: entry[name] for name in rule.states if name in entry}
         if moments and (missing := rule.states.keys() - moments.keys() - OPTIONAL):
             raise ValueError(f"{who}, parameter {index}: {portable.rule} needs {', '.join(sorted(missing))} too")
+        need_step(entry, moments, f"{who}, parameter {index}")
         if len({moment.shape for moment in moments.values()}) > 1:
             shapes = {name: tuple(moment.shape) for name, moment in moments.items()}
             raise ValueError(f"{who}, parameter {index}: its states have several shapes: {shapes}")
@@ -250,6 +255,12 @@ def check_moments(portable: Portable, who: str) -> None:
                     group[key] = option.parse(key, group[key])
                 except ValueError as error:
                     raise ValueError(f"{who}, group {g}: {error}") from None
+
+
+def need_step(entry: Mapping[str, Any], names: Iterable[str], what: str) -> None:
+    """Raises ValueError for moments without a count of steps; only a buffer like that of torch's SGD does without."""
+    if "step" not in entry and (moments := set(names) - OPTIONAL):
+        raise ValueError(f"{what}: there is {', '.join(sorted(moments))} and no 'step'")
 
 
 def need_options(groups: Iterable[Mapping[str, Any]], options: Iterable[str], target: str) -> None:

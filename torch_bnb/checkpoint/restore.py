@@ -56,6 +56,7 @@ def _restore_one(
             result[absmax] = _tensor(saved[absmax], torch.float32, blocks, parameter, f"{what}: {absmax!r}")
         elif saved.get(name) is not None:
             result[name] = _tensor(saved[name], torch.float32, parameter.shape, parameter, f"{what}: {name!r}")
+    portable.need_step(result, set(map(_name, result)) & set(states), what)
     if result and not set(map(_name, result)) >= required:
         missing = sorted(required - set(map(_name, result)))
         raise ValueError(f"{what}: the checkpoint lacks {', '.join(map(repr, missing))}; it is of another rule")

@@ -146,6 +146,8 @@ def _describe(where: str, state_dict: Mapping[str, Any]) -> Description:
         portable.check(state_dict, "inspect")
         if source := recognise(state_dict):
             form, rules = source.NAME, source.rules(state_dict)
+            if not rules:
+                raise ValueError("no rule has these states and options")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what a conversion would lose
                 state = source.read(state_dict, rules[0])

@@ -195,11 +195,14 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
     result = {}
     for index, entry in state.states.items():
         inner: dict[str, Any] = {}
+        minimum = portable.MIN_8BIT_SIZE if smallest[index] is None else smallest[index]
+        wanted = bits
+        if bits is None and any(isinstance(moment, Coded) for moment in entry.values()):
+            wanted, minimum = 8, 0  # all of them: what the first state is decides for both
         for number, names in (("1", places.first), ("2", places.second)):
             moments = [(entry[name], known.states[name]) for name in names if name in entry]
             if moments:
-                minimum = portable.MIN_8BIT_SIZE if smallest[index] is None else smallest[index]
-                stored = _state(moments, number == "1", bits, minimum)
+                stored = _state(moments, number == "1", wanted, minimum)
                 inner |= {f"{key}{number}": value for key, value in stored.items()}
         if inner:
             inner["unorm_vec"] = torch.zeros(1)  # wanted by whoever is built with max_unorm, as LAMB is
@@ -209,8 +212,6 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
 
 def _state(moments: list[tuple[Moment, bool]], signed: bool, bits: int | None, minimum: int) -> dict[str, Tensor]:
     """``state``, and in 8 bits its ``absmax`` and ``qmap``."""
-    if bits is None and any(isinstance(moment, Coded) for moment, _ in moments):
-        bits, minimum = 8, 0
     stored = []
     for moment, has_sign in moments:
         own = portable.in_bits(moment, signed, bits, minimum)
@@ -241,5 +242,4 @@ def _write_group(group: dict[str, Any], rule: str) -> dict[str, Any]:
         written["betas"] = (0.0, 0.0)
     if LAYOUTS[rule].second:
         written |= {"alpha": group.get("alpha", 0.0), "t_alpha": group.get("t_alpha"), "t_beta3": group.get("t_beta3")}
-    lr = portable.without({"lr": group["lr"]}, ())["lr"]
-    return {**rest, "eps": 0.0, **written, "lr": lr, "params": list(group["params"])}
+    return {**rest, "eps": 0.0, **written, "params": list(group["params"])}

@@ -34,7 +34,7 @@ def read(state_dict: Mapping[str, Any], rule: str) -> Portable:
     """Its portable form."""
     entries = state_dict["state"].items()
     states = {index: _read_one(entry, rule, f"{NAME}, parameter {index}") for index, entry in entries}
-    return Portable(rule, [dict(group) for group in state_dict["param_groups"]], states)
+    return Portable(rule, [portable.without(group, ()) for group in state_dict["param_groups"]], states)
 
 
 def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
@@ -70,8 +70,7 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
             if name not in entry:
                 continue
             moment = entry[name]
-            whole = isinstance(moment, Coded) and moment.map is None and moment.absmax.numel() == 1
-            if not (whole and bits != 32):  # block_wise=False is a form of ours too
+            if bits == 32 or not (isinstance(moment, Coded) and moment.is_whole(signed)):
                 minimum = portable.MIN_8BIT_SIZE if smallest[index] is None else smallest[index]
                 moment = portable.in_bits(moment, signed, bits, minimum)
             if isinstance(moment, Coded):
