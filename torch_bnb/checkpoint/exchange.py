@@ -63,7 +63,7 @@ def convert(
     if source is None:
         raise ValueError(f"convert: this is no state of {', '.join(TARGETS)}: {_keys(state_dict)}")
     rule = _chosen(state_dict, source, to, rule)
-    return TARGETS[to].write(_copied(_read(source, state_dict, rule, source.NAME)), optim_bits)
+    return TARGETS[to].write(_copied(source.read(state_dict, rule)), optim_bits)
 
 
 def as_ours(state_dict: Mapping[str, Any], rule: str) -> Mapping[str, Any]:
@@ -78,19 +78,13 @@ def as_ours(state_dict: Mapping[str, Any], rule: str) -> Mapping[str, Any]:
     source = recognise(state_dict)
     if source in (None, native):
         return state_dict
-    state = _read(source, state_dict, rule, source.NAME)
+    state = source.read(state_dict, rule)
     signs = portable.RULES[rule].states
     for entry in state.states.values():
         for name, moment in entry.items():
             if isinstance(moment, Coded) and not moment.is_ours(signs[name]):
                 entry[name] = moment.decode()
     return native.write(state, None)
-
-
-def _read(source: ModuleType, state_dict: Mapping[str, Any], rule: str, who: str) -> Portable:
-    state = source.read(state_dict, rule)
-    portable.check_moments(state, who)
-    return state
 
 
 def _chosen(state_dict: Mapping[str, Any], source: ModuleType, to: str, rule: str | None) -> str:

@@ -233,8 +233,8 @@ def _fits(names: Any, params: Any) -> bool:
     return isinstance(names, (list, tuple)) and len(names) == len(params)
 
 
-def check_moments(portable: Portable, who: str) -> None:
-    """Whether every parameter has all moments of the rule or none, of one shape, and every option is possible.
+def checked(portable: Portable, who: str) -> Portable:
+    """The same, if every parameter has all moments of the rule or none, of one shape, and every option is possible.
 
     Raises:
         ValueError: Not so.
@@ -255,6 +255,7 @@ def check_moments(portable: Portable, who: str) -> None:
                     group[key] = option.parse(key, group[key])
                 except ValueError as error:
                     raise ValueError(f"{who}, group {g}: {error}") from None
+    return portable
 
 
 def need_step(entry: Mapping[str, Any], names: Iterable[str], what: str) -> None:

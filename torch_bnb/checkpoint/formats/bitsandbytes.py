@@ -70,13 +70,17 @@ def rules(state_dict: Mapping[str, Any]) -> list[str]:
     betas = {_length(group.get("betas")) for group in groups}
     if any("state2" in entry for entry in entries):
         return ["ademamix"] if betas == {3} else ["adam", "adamw", "lamb"]
-    if any(group.get("eps") for group in groups):
-        return ["rmsprop"] if any(_first(group.get("betas")) for group in groups) else ["adagrad"]
+    if any(_is_set(group.get("eps")) for group in groups):
+        return ["rmsprop"] if any(_is_set(_first(group.get("betas"))) for group in groups) else ["adagrad"]
     return ["sgd", "lion", "lars"]
 
 
 def _length(betas: Any) -> int:
     return len(betas) if isinstance(betas, (tuple, list)) else 0
+
+
+def _is_set(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value != 0
 
 
 def _first(betas: Any) -> Any:
@@ -107,10 +111,11 @@ def read(state_dict: Mapping[str, Any], rule: str) -> Portable:
         lost += [said for key, said in DROPPED.items() if key in entry]
         states[index] = _read_one(entry, LAYOUTS[rule], f"{NAME}, parameter {index}")
     groups = [_read_group(group, rule, g) for g, group in enumerate(state_dict["param_groups"])]
+    read = portable.checked(Portable(rule, groups, states), NAME)
     portable.say_lost(lost, "torch_bnb")
     if rule == "adam":
         _warn_of_decay(groups)
-    return Portable(rule, groups, states)
+    return read
 
 
 def _read_one(entry: dict[str, Any], places: Layout, what: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def read(state_dict: Mapping[str, Any], rule: str) -> Portable:
     theirs = {key for name in CLASSES for key in defaults(name)}
     dropped = (theirs - RULES[rule].options.keys() - {"maximize"}) | EXECUTION
     groups = [portable.without(group, dropped) for group in state_dict["param_groups"]]
-    return Portable(rule, groups, states)
+    return portable.checked(Portable(rule, groups, states), NAME)
 
 
 def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:

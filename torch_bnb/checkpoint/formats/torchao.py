@@ -66,7 +66,8 @@ def read(state_dict: Mapping[str, Any], rule: str) -> Portable:
     """Its portable form. The rule may be any with the same states."""
     entries = state_dict["state"].items()
     states = {index: _read_one(entry, rule, f"{NAME}, parameter {index}") for index, entry in entries}
-    return Portable(rule, [portable.without(group, ["amsgrad"]) for group in state_dict["param_groups"]], states)
+    groups = [portable.without(group, ["amsgrad"]) for group in state_dict["param_groups"]]
+    return portable.checked(Portable(rule, groups, states), NAME)
 
 
 def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
