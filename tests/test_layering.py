@@ -44,6 +44,8 @@ FORBIDDEN = {
     "torch_bnb/overrides": r"torch_bnb\.(?!overrides|tables)",
     "torch_bnb/tables.py": r"torch_bnb|torch",
     "torch_bnb/checkpoint": r"torch_bnb\.(overrides(?!$|\.spec)|optim\.(?!state))",
+    "torch_bnb/checkpoint/portable.py": r"torch_bnb\.checkpoint",
+    "torch_bnb/checkpoint/formats": r"torch_bnb\.checkpoint\.(?!portable|formats)",
     "torch_bnb/checkpoint/files.py": r"torch_bnb\.(?!checkpoint)",
     "torch_bnb": r"lightning|pytorch_lightning|accelerate|bitsandbytes|torchao\b",
     "lightning_bnb": r"accelerate|torch_bnb\.(ops|codec|checkpoint|memory|overrides|_C)\b|torch_bnb\.optim\.\w+\.",
