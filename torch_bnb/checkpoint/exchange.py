@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_bnb.checkpoint import portable
+from torch_bnb.checkpoint import checks, portable
 from torch_bnb.checkpoint.formats import SUPPORTED, TARGETS, bitsandbytes, native, torch_optim, torchao
 from torch_bnb.checkpoint.portable import Coded, Portable
 
@@ -58,7 +58,7 @@ def convert(
         raise ValueError(f"to={to!r}: expected one of {', '.join(TARGETS)}")
     if optim_bits not in (None, 8, 32):
         raise ValueError(f"optim_bits={optim_bits!r}: expected 8, 32 or None")
-    portable.check(state_dict, "convert")
+    checks.check(state_dict, "convert")
     source = recognise(state_dict)
     if source is None:
         raise ValueError(f"convert: this is no state of {', '.join(TARGETS)}: {_keys(state_dict)}")

@@ -5,40 +5,20 @@ was found: what can be copied code for code is never decoded. Knows the 8-bit co
 no library, no file, no optimizer.
 """
 
-import math
-import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torch_bnb import codec
+from torch_bnb.checkpoint.checks import OPTIONAL, need_step, tensor
 from torch_bnb.optim import state as storage
 from torch_bnb.overrides import spec
 
 MIN_8BIT_SIZE = 4096
 """The default of every library: smaller parameters keep 32-bit state."""
-
-OPTIONAL = {"momentum_buffer", "grad_avg"}
-"""States that a rule has in some configurations only."""
-
-NEUTRAL: Mapping[str, Any] = {
-    "maximize": False,
-    "percentile_clipping": 100,
-    "max_unorm": 0.0,
-    "skip_zeros": False,
-    "state_rounding": "nearest",
-    "weight_rounding": "nearest",
-    "nesterov": False,
-    "dampening": 0.0,
-    "momentum": 0.0,
-    "centered": False,
-    "lr_decay": 0.0,
-    "initial_accumulator_value": 0.0,
-}
-"""Options that a library may lack, with the value at which nothing is lost."""
 
 OURS = {*spec.COMMON, "foreach", "fused", "capturable", "base_lr", "explicit_bits", "merged_hints"}
 """Keys of a group that belong to this package, beside the rule's own options."""
@@ -162,77 +142,6 @@ def coded(codes: Any, absmax: Any, qmap: Any, signed: bool, blocksize: int | Non
     return Coded(codes, absmax, signed, blocksize, qmap)
 
 
-def tensor(value: Any, what: str, dtype: torch.dtype | None = None) -> Tensor:
-    """A plain tensor of a dtype; without one, any floating-point tensor, as float32.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{what} must be a tensor, got {value!r:.80}")
-    if type(value) not in (Tensor, nn.Parameter):
-        raise ValueError(f"{what} must be a plain tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided or value.is_meta:
-        raise ValueError(f"{what} must be a dense tensor with data, got {value.layout} on {value.device}")
-    if value.dtype != dtype if dtype else not value.is_floating_point():
-        raise ValueError(f"{what} must be {dtype or 'floating-point'}, got {value.dtype}")
-    return value.detach() if dtype else value.detach().to(torch.float32)
-
-
-def step_count(value: Any, what: str) -> int:
-    """A number of steps, which may be in a tensor.
-
-    Raises:
-        ValueError: It is no whole number, or negative.
-    """
-    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta else value
-    whole = isinstance(number, (int, float)) and not isinstance(number, bool)
-    if not (whole and math.isfinite(number) and number >= 0 and number == int(number)):
-        raise ValueError(f"{what} must be a number of steps, got {value!r:.80}")
-    return int(number)
-
-
-def check(state_dict: Any, who: str, parameters: int | None = None) -> None:
-    """Whether something has the form of an optimizer's state_dict: ``state`` and ``param_groups`` that fit together.
-
-    Args:
-        state_dict: Anything.
-        who: Whoever is to read it, for errors.
-        parameters: How many there must be; None: any number.
-
-    Raises:
-        ValueError: It has not; the entry is named.
-    """
-    if not isinstance(state_dict, Mapping):
-        raise ValueError(f"{who}: a state_dict is a dict, got {type(state_dict).__name__}")
-    for key, kind in (("state", Mapping), ("param_groups", (list, tuple))):
-        if not isinstance(state_dict.get(key), kind):
-            raise ValueError(f"{who}: the checkpoint's {key!r} is {state_dict.get(key)!r:.80}; it is no state_dict")
-    indices = []
-    for g, group in enumerate(state_dict["param_groups"]):
-        params = group.get("params") if isinstance(group, Mapping) else None
-        if not isinstance(params, (list, tuple)):
-            raise ValueError(f"{who}, group {g} of the checkpoint: expected a dict with a list 'params'")
-        if not all(isinstance(index, (int, str)) for index in params):
-            raise ValueError(f"{who}, group {g} of the checkpoint: 'params' must hold numbers or names")
-        if "param_names" in group and not _fits(group["param_names"], params):
-            raise ValueError(f"{who}, group {g} of the checkpoint: 'param_names' must hold {len(params)} names")
-        indices += params
-    if parameters is not None and len(indices) != parameters:
-        raise ValueError(f"{who}: the checkpoint has {len(indices)} parameters, this optimizer {parameters}")
-    if len(set(indices)) < len(indices):
-        raise ValueError(f"{who}: the checkpoint's groups name a parameter twice: {indices!r:.200}")
-    if strangers := state_dict["state"].keys() - set(indices):
-        raise ValueError(f"{who}: the checkpoint's state has keys that no group names: {sorted(strangers, key=str)}")
-    for index, entry in state_dict["state"].items():
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"{who}, parameter {index}: its state must be a dict, got {entry!r:.80}")
-
-
-def _fits(names: Any, params: Any) -> bool:
-    return isinstance(names, (list, tuple)) and len(names) == len(params)
-
-
 def checked(portable: Portable, who: str) -> Portable:
     """The same, if every parameter has all moments of the rule or none, of one shape, and every option is possible.
 
@@ -258,19 +167,6 @@ def checked(portable: Portable, who: str) -> Portable:
     return portable
 
 
-def need_step(entry: Mapping[str, Any], names: Iterable[str], what: str) -> None:
-    """Raises ValueError for moments without a count of steps; only a buffer like that of torch's SGD does without."""
-    if "step" not in entry and (moments := set(names) - OPTIONAL):
-        raise ValueError(f"{what}: there is {', '.join(sorted(moments))} and no 'step'")
-
-
-def need_options(groups: Iterable[Mapping[str, Any]], options: Iterable[str], target: str) -> None:
-    """Raises ValueError for a group that lacks an option which a target's form must have."""
-    for g, group in enumerate(groups):
-        if missing := [key for key in options if key not in group]:
-            raise ValueError(f"{target} needs {', '.join(missing)} in group {g}, which the checkpoint does not say")
-
-
 def matching_rules(names: Iterable[str], groups: Iterable[Mapping[str, Any]]) -> list[str]:
     """The rules that a file in torch's names may be of: by its states, and by its options where that narrows them."""
     names, keys = set(names), set().union(*groups)
@@ -287,25 +183,3 @@ def without(group: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     if isinstance(kept.get("lr"), Tensor) and kept["lr"].numel() == 1:
         kept["lr"] = kept["lr"].item()
     return kept
-
-
-def say_changed(what: str) -> None:
-    """Warns that a training will not go on quite as it did."""
-    warnings.warn(what, stacklevel=2)
-
-
-def say_lost(what: Iterable[str], target: str) -> None:
-    """Warns that a target has no place for something."""
-    for item in dict.fromkeys(what):
-        warnings.warn(f"{target} has no place for {item}; it stays behind", stacklevel=2)
-
-
-def lost_options(groups: Iterable[Mapping[str, Any]], kept: Iterable[str]) -> list[str]:
-    """The options, with their values, that make a difference in some group and are not among those kept."""
-    lost = NEUTRAL.keys() - set(kept)
-    return [
-        f"{key}={group[key]!r}"
-        for group in groups
-        for key in NEUTRAL
-        if key in lost and group.get(key, NEUTRAL[key]) != NEUTRAL[key]
-    ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_bnb import codec
-from torch_bnb.checkpoint import portable
+from torch_bnb.checkpoint import checks
 from torch_bnb.optim.state import HISTORY, State, absmax_key, codes_key
 
 
@@ -17,7 +17,7 @@ def restore(
     """Every parameter's state, on the parameter's device, shared with nobody.
 
     Args:
-        saved: A ``state_dict()`` that passed `portable.check`.
+        saved: A ``state_dict()`` that passed `checks.check`.
         params: The loading optimizer's parameters, in the order of its groups.
         states: The state names that its rule knows.
         required: By parameter, the states that its configuration cannot do without.
@@ -42,7 +42,7 @@ def _restore_one(
         raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)}; expected some of {sorted(known)}")
     result: State = {}
     if "step" in saved:
-        result["step"] = portable.step_count(saved["step"], f"{what}: 'step'")
+        result["step"] = checks.step_count(saved["step"], f"{what}: 'step'")
     if HISTORY in saved:
         result[HISTORY] = _tensor(saved[HISTORY], torch.float32, torch.Size([100]), parameter, f"{what}: {HISTORY!r}")
     for name in states:
@@ -56,7 +56,7 @@ def _restore_one(
             result[absmax] = _tensor(saved[absmax], torch.float32, blocks, parameter, f"{what}: {absmax!r}")
         elif saved.get(name) is not None:
             result[name] = _tensor(saved[name], torch.float32, parameter.shape, parameter, f"{what}: {name!r}")
-    portable.need_step(result, set(map(_name, result)) & set(states), what)
+    checks.need_step(result, set(map(_name, result)) & set(states), what)
     if result and not set(map(_name, result)) >= required:
         missing = sorted(required - set(map(_name, result)))
         raise ValueError(f"{what}: the checkpoint lacks {', '.join(map(repr, missing))}; it is of another rule")
@@ -69,7 +69,7 @@ def _name(key: str) -> str:
 
 
 def _tensor(value: Any, dtype: torch.dtype, shape: torch.Size, parameter: Tensor, what: str) -> Tensor:
-    value = portable.tensor(value, what, torch.uint8 if dtype is torch.uint8 else None)
+    value = checks.tensor(value, what, torch.uint8 if dtype is torch.uint8 else None)
     if value.shape != shape:
         raise ValueError(f"{what} must have shape {tuple(shape)}, got {tuple(value.shape)}")
     return torch.empty(shape, dtype=dtype, device=parameter.device).copy_(value)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_bnb.checkpoint import portable
+from torch_bnb.checkpoint import checks, portable
 from torch_bnb.checkpoint.exchange import convert, recognise
 from torch_bnb.checkpoint.portable import Coded
 from torch_bnb.optim import state as storage
@@ -143,7 +143,7 @@ def _replaced(item: Any, where: str, change: Callable[[str, Mapping[str, Any]], 
 def _describe(where: str, state_dict: Mapping[str, Any]) -> Description:
     form, rules, rows, steps, problem = "unknown", [], [], [], None
     try:
-        portable.check(state_dict, "inspect")
+        checks.check(state_dict, "inspect")
         if source := recognise(state_dict):
             form, rules = source.NAME, source.rules(state_dict)
             if not rules:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torch_bnb.checkpoint import portable
+from torch_bnb.checkpoint import checks
 from torch_bnb.checkpoint.exchange import as_ours
 from torch_bnb.checkpoint.restore import restore
 from torch_bnb.optim import options
@@ -34,7 +34,7 @@ def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Ca
 
     def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
         places = optimizer.configurations()  # a hint that cannot be is an error before anything changes
-        portable.check(incoming, who, len(places))
+        checks.check(incoming, who, len(places))
         incoming = {**incoming, **as_ours(incoming, optimizer.rule)}
         params, needed = [place.parameter for place in places], [set(place.states) for place in places]
         loaded.update(restore(incoming, params, optimizer.states, needed, who))

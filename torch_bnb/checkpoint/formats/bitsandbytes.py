@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from torch_bnb import codec
-from torch_bnb.checkpoint import portable
+from torch_bnb.checkpoint import checks, portable
+from torch_bnb.checkpoint.losses import say_changed, say_lost, say_what_stays
 from torch_bnb.checkpoint.portable import OURS, RULES, Coded, Moment, Portable
-from torch_bnb.optim.state import HISTORY
 
 NAME = "bitsandbytes"
 WRAPPER = "__bnb_optimizer_quant_state__"
@@ -112,7 +112,7 @@ def read(state_dict: Mapping[str, Any], rule: str) -> Portable:
         states[index] = _read_one(entry, LAYOUTS[rule], f"{NAME}, parameter {index}")
     groups = [_read_group(group, rule, g) for g, group in enumerate(state_dict["param_groups"])]
     read = portable.checked(Portable(rule, groups, states), NAME)
-    portable.say_lost(lost, "torch_bnb")
+    say_lost(lost, "torch_bnb")
     if rule == "adam":
         _warn_of_decay(groups)
     return read
@@ -124,7 +124,7 @@ def _read_one(entry: dict[str, Any], places: Layout, what: str) -> dict[str, Any
     rest = {key: value for key, value in entry.items() if key not in SCRATCH and key not in DROPPED}
     found: dict[str, Any] = {}
     if "step" in rest:
-        found["step"] = portable.step_count(rest.pop("step"), f"{what}: 'step'")
+        found["step"] = checks.step_count(rest.pop("step"), f"{what}: 'step'")
     for number, names in (("1", places.first), ("2", places.second)):
         keys = [key for key in (f"state{number}", f"absmax{number}", f"qmap{number}") if key in rest]
         if names and keys:
@@ -144,7 +144,7 @@ def _moments(parts: dict[str, Any], count: int, signed: bool, what: str) -> list
     if count > 1 and (state.dim() == 0 or len(state) != count):
         raise ValueError(f"{what} must hold {count} moments in its first dimension, got shape {tuple(state.shape)}")
     if state.dtype != torch.uint8:
-        values = portable.tensor(state, what)
+        values = checks.tensor(state, what)
         return list(values) if count > 1 else [values]
     absmax, qmap = parts.get("absmax"), parts.get("qmap")
     if absmax is None or qmap is None:
@@ -174,7 +174,7 @@ def _read_group(group: Mapping[str, Any], rule: str, index: int) -> dict[str, An
 
 def _warn_of_decay(groups: list[dict[str, Any]]) -> None:
     if any(group.get("weight_decay") for group in groups):
-        portable.say_changed("bitsandbytes' Adam takes weight decay apart from the gradient: AdamW goes on as it did")
+        say_changed("bitsandbytes' Adam takes weight decay apart from the gradient: AdamW goes on as it did")
 
 
 def write(state: Portable, bits: int | None) -> dict[str, Any]:
@@ -182,18 +182,14 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
     if state.rule == "lars":
         raise ValueError(LARS)
     places, known = LAYOUTS[state.rule], RULES[state.rule]
-    portable.need_options(state.groups, known.options.keys() - UNUSED, NAME)
+    checks.need_options(state.groups, known.options.keys() - UNUSED, NAME)
     if state.rule == "sgd" and not all(group.get("momentum") for group in state.groups):
         raise ValueError(f"{NAME} has no SGD without momentum")
     for index, entry in state.states.items():
         if homeless := entry.keys() & known.states.keys() - {*places.first, *places.second}:
             raise ValueError(f"{NAME}' {state.rule} has no place for {sorted(homeless)} of parameter {index}")
     kept = known.options.keys() - UNUSED
-    portable.say_lost(
-        [f"{HISTORY!r}, the history of percentile_clipping" for entry in state.states.values() if HISTORY in entry]
-        + portable.lost_options(state.groups, kept | ({"momentum"} if state.rule == "sgd" else set())),
-        f"{NAME}' file",
-    )
+    say_what_stays(state, kept | ({"momentum"} if state.rule == "sgd" else set()), f"{NAME}' file")
     if state.rule == "adam":
         _warn_of_decay(state.groups)
     smallest = {index: group.get("min_8bit_size") for group in state.groups for index in group["params"]}

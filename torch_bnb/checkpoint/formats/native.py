@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch_bnb.checkpoint import portable
+from torch_bnb.checkpoint import checks, portable
 from torch_bnb.checkpoint.portable import RULES, Coded, Portable
 from torch_bnb.optim.state import HISTORY, absmax_key, codes_key
 
@@ -42,9 +42,9 @@ def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rest = dict(entry)
     if "step" in rest:
-        found["step"] = portable.step_count(rest.pop("step"), f"{what}: 'step'")
+        found["step"] = checks.step_count(rest.pop("step"), f"{what}: 'step'")
     if HISTORY in rest:
-        found[HISTORY] = portable.tensor(rest.pop(HISTORY), f"{what}: {HISTORY!r}")
+        found[HISTORY] = checks.tensor(rest.pop(HISTORY), f"{what}: {HISTORY!r}")
     for name, signed in RULES[rule].states.items():
         codes, absmax = codes_key(name), absmax_key(name)
         if (codes in rest) != (absmax in rest):
@@ -53,7 +53,7 @@ def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
             coded = portable.coded(rest.pop(codes), rest.pop(absmax), None, signed, None, f"{what}: {name!r}")
             found[name] = coded
         elif (value := rest.pop(name, None)) is not None:
-            found[name] = portable.tensor(value, f"{what}: {name!r}")
+            found[name] = checks.tensor(value, f"{what}: {name!r}")
     if rest:
         raise ValueError(f"{what}: unknown state {sorted(rest, key=str)} for {rule}")
     return found

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from torch_bnb.checkpoint import portable
+from torch_bnb.checkpoint import checks, portable
+from torch_bnb.checkpoint.losses import say_what_stays
 from torch_bnb.checkpoint.portable import OURS, RULES, Portable
-from torch_bnb.optim.state import HISTORY
 
 NAME = "torch.optim"
 
@@ -65,12 +65,12 @@ def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
     if unknown := entry.keys() - {"step", *RULES[rule].states}:
         raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)} for {rule}")
     found = {
-        name: portable.tensor(entry[name], f"{what}: {name!r}")
+        name: checks.tensor(entry[name], f"{what}: {name!r}")
         for name in RULES[rule].states
         if entry.get(name) is not None  # SGD writes None before its first buffer
     }
     if "step" in entry:
-        found["step"] = portable.step_count(entry["step"], f"{what}: 'step'")
+        found["step"] = checks.step_count(entry["step"], f"{what}: 'step'")
     return found
 
 
@@ -79,11 +79,7 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
     if bits == 8:
         raise ValueError(f"{NAME} keeps 32-bit state: optim_bits=8 is for the other targets")
     own = defaults(state.rule)
-    portable.say_lost(
-        [f"{HISTORY!r}, the history of percentile_clipping" for entry in state.states.values() if HISTORY in entry]
-        + portable.lost_options(state.groups, own),
-        NAME,
-    )
+    say_what_stays(state, own, NAME)
     result = {}
     for index, entry in state.states.items():
         written = {name: portable.values(entry[name]) for name in RULES[state.rule].states if name in entry}

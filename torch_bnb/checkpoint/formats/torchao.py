@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from torch_bnb import codec
-from torch_bnb.checkpoint import portable
+from torch_bnb.checkpoint import checks, portable
+from torch_bnb.checkpoint.losses import say_what_stays
 from torch_bnb.checkpoint.portable import OURS, RULES, Coded, Portable
-from torch_bnb.optim.state import HISTORY
 
 NAME = "torchao"
 SUPPORTED = ("adam", "adamw")
@@ -77,7 +77,7 @@ def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
         raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)} for {rule}")
     found: dict[str, Any] = {}
     if "step" in entry:
-        found["step"] = portable.step_count(entry["step"], f"{what}: 'step'")
+        found["step"] = checks.step_count(entry["step"], f"{what}: 'step'")
     for name, signed in RULES[rule].states.items():
         if name not in entry:
             continue
@@ -85,7 +85,7 @@ def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
         kind = _kind(value)
         if kind not in (None, READABLE):
             raise ValueError(f"{place} is {kind}: only the 8-bit states of torchao can be read")
-        found[name] = _coded(value, signed, place) if kind else portable.tensor(value, place)
+        found[name] = _coded(value, signed, place) if kind else checks.tensor(value, place)
     return found
 
 
@@ -110,12 +110,8 @@ def write(state: Portable, bits: int | None) -> dict[str, Any]:
         raise ModuleNotFoundError("Writing torchao's form needs its tensor class: pip install torchao")
     from torchao.optim.subclass_8bit import OptimState8bit
 
-    portable.need_options(state.groups, OPTIONS, NAME)
-    portable.say_lost(
-        [f"{HISTORY!r}, the history of percentile_clipping" for entry in state.states.values() if HISTORY in entry]
-        + portable.lost_options(state.groups, OPTIONS),
-        NAME,
-    )
+    checks.need_options(state.groups, OPTIONS, NAME)
+    say_what_stays(state, OPTIONS, NAME)
     result = {}
     for index, entry in state.states.items():
         written: dict[str, Any] = {}
