@@ -296,6 +296,17 @@ def test_a_plain_pickle_runs_nothing(tmp_path):
     assert not proof.exists()
 
 
+def test_a_checkpoint_that_holds_itself_is_an_error(tmp_path):
+    endless = [trap := {"state": 1}]
+    trap["more"] = endless
+    bnb.checkpoint.save(endless, tmp_path / "endless.pt")
+    content = bnb.checkpoint.load(tmp_path / "endless.pt")
+    with pytest.raises(ValueError, match="something in it holds itself"):
+        bnb.checkpoint.describe(content)
+    with pytest.raises(ValueError, match="something in it holds itself"):
+        bnb.checkpoint.convert_nested(content, "torch")
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x80\x02}q\x00.", bytes(1000)], ids=repr)
 def test_what_is_no_checkpoint_is_called_so(tmp_path, content):
     path = tmp_path / "file"

@@ -89,7 +89,7 @@ def as_ours(state_dict: Mapping[str, Any], rule: str) -> Mapping[str, Any]:
 
 def _chosen(state_dict: Mapping[str, Any], source: ModuleType, to: str, rule: str | None) -> str:
     """The rule to convert by: the user's, the only one it may be, or any where it makes no difference."""
-    supported = SUPPORTED[to] or tuple(portable.RULES)
+    supported = SUPPORTED[to]
     if rule is not None:
         if rule not in portable.RULES:
             raise ValueError(f"rule={rule!r}: expected one of {', '.join(portable.RULES)}")

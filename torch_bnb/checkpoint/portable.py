@@ -5,7 +5,7 @@ was found: what can be copied code for code is never decoded. Knows the 8-bit co
 no library, no file, no optimizer.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torch_bnb import codec
-from torch_bnb.checkpoint.checks import OPTIONAL, need_step, tensor
+from torch_bnb.checkpoint.checks import OPTIONAL, need_step, step_count, tensor
 from torch_bnb.optim import state as storage
 from torch_bnb.overrides import spec
 
@@ -140,6 +140,35 @@ def coded(codes: Any, absmax: Any, qmap: Any, signed: bool, blocksize: int | Non
         own = codec.create_dynamic_map(signed).to(qmap.device)
         qmap = None if torch.allclose(qmap, own, rtol=1e-6, atol=0) else qmap
     return Coded(codes, absmax, signed, blocksize, qmap)
+
+
+def under_torchs_names(
+    entry: Mapping[str, Any],
+    rule: str,
+    what: str,
+    moment: Callable[[Any, bool, str], Moment] = lambda value, _, what: tensor(value, what),
+) -> dict[str, Any]:
+    """A parameter's state out of a library that names states as torch.optim does.
+
+    Args:
+        entry: As the library has it.
+        rule: The rule.
+        what: Names the parameter in errors.
+        moment: Reads one (value, whether it has a sign, its name for errors).
+
+    Raises:
+        ValueError: There is a state that the rule does not know.
+    """
+    if "max_exp_avg_sq" in entry:
+        raise ValueError(f"{what}: it was trained with amsgrad=True, whose 'max_exp_avg_sq' no rule of torch_bnb has")
+    if unknown := entry.keys() - {"step", *RULES[rule].states}:
+        raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)} for {rule}")
+    found = {
+        name: moment(entry[name], signed, f"{what}: {name!r}")
+        for name, signed in RULES[rule].states.items()
+        if entry.get(name) is not None  # torch's SGD writes None before its first buffer
+    }
+    return {**found, **({"step": step_count(entry["step"], f"{what}: 'step'")} if "step" in entry else {})}
 
 
 def checked(portable: Portable, who: str) -> Portable:

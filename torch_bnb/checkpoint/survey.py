@@ -13,6 +13,8 @@ from torch_bnb.checkpoint.portable import Coded
 from torch_bnb.optim import state as storage
 from torch_bnb.tables import readable_bytes, render
 
+BOTTOMLESS = "the checkpoint is nested without end: something in it holds itself"
+
 
 @dataclass(frozen=True)
 class StateRow:
@@ -67,6 +69,9 @@ def describe(content: Any) -> list[Description]:
     Returns:
         One description each, in the order of the file; ``print`` shows it as text.
 
+    Raises:
+        ValueError: Something in it holds itself.
+
     Example:
         >>> import torch, torch_bnb as bnb
         >>> weight = torch.randn(64, 64, requires_grad=True)
@@ -77,7 +82,10 @@ def describe(content: Any) -> list[Description]:
         >>> found.where, found.form, found.rules, found.steps
         ("['optimizers'][0]", 'torch_bnb', ('lion',), (1, 1))
     """
-    return [_describe(where, state_dict) for where, state_dict in _find(content, "")]
+    try:
+        return [_describe(where, state_dict) for where, state_dict in _find(content, "")]
+    except RecursionError:
+        raise ValueError(BOTTOMLESS) from None
 
 
 def convert_nested(content: Any, to: str, rule: str | None = None, optim_bits: int | None = None) -> tuple[Any, int]:
@@ -105,7 +113,10 @@ def convert_nested(content: Any, to: str, rule: str | None = None, optim_bits: i
         except ValueError as error:
             raise ValueError(f"{where}: {error}" if where else str(error)) from None
 
-    return _replaced(content, "", converted), count
+    try:
+        return _replaced(content, "", converted), count
+    except RecursionError:
+        raise ValueError(BOTTOMLESS) from None
 
 
 def _is_state_dict(item: Any) -> bool:

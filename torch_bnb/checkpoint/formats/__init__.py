@@ -4,9 +4,11 @@
 differ, ``read(state_dict, rule)`` into `portable.Portable` and ``write(portable, bits)`` out of it.
 """
 
+from collections.abc import Collection
 from types import ModuleType
 
 from torch_bnb.checkpoint.formats import bitsandbytes, native, torch_optim, torchao
+from torch_bnb.checkpoint.portable import RULES
 
 TARGETS: dict[str, ModuleType] = {
     "torch_bnb": native,
@@ -16,9 +18,10 @@ TARGETS: dict[str, ModuleType] = {
 }
 """By the names that users say."""
 
-SUPPORTED: dict[str, tuple[str, ...] | None] = {
-    "torch_bnb": None,
+SUPPORTED: dict[str, Collection[str]] = {
+    "torch_bnb": RULES,
     "torch": tuple(torch_optim.CLASSES),
     "bitsandbytes": (*bitsandbytes.LAYOUTS, "lars"),
     "torchao": torchao.SUPPORTED,
 }
+"""The rules that each has, or has something to say about."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from torch_bnb.checkpoint import checks, portable
+from torch_bnb.checkpoint import portable
 from torch_bnb.checkpoint.losses import say_what_stays
 from torch_bnb.checkpoint.portable import OURS, RULES, Portable
 
@@ -52,26 +52,11 @@ def layout(rule: str) -> Any:
 def read(state_dict: Mapping[str, Any], rule: str) -> Portable:
     """Its portable form. The rule may be any with the same states."""
     entries = state_dict["state"].items()
-    states = {index: _read_one(entry, rule, f"{NAME}, parameter {index}") for index, entry in entries}
+    states = {index: portable.under_torchs_names(entry, rule, f"{NAME}, parameter {index}") for index, entry in entries}
     theirs = {key for name in CLASSES for key in defaults(name)}
     dropped = (theirs - RULES[rule].options.keys() - {"maximize"}) | EXECUTION
     groups = [portable.without(group, dropped) for group in state_dict["param_groups"]]
     return portable.checked(Portable(rule, groups, states), NAME)
-
-
-def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
-    if "max_exp_avg_sq" in entry:
-        raise ValueError(f"{what}: it was trained with amsgrad=True, whose 'max_exp_avg_sq' no rule of torch_bnb has")
-    if unknown := entry.keys() - {"step", *RULES[rule].states}:
-        raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)} for {rule}")
-    found = {
-        name: checks.tensor(entry[name], f"{what}: {name!r}")
-        for name in RULES[rule].states
-        if entry.get(name) is not None  # SGD writes None before its first buffer
-    }
-    if "step" in entry:
-        found["step"] = checks.step_count(entry["step"], f"{what}: 'step'")
-    return found
 
 
 def write(state: Portable, bits: int | None) -> dict[str, Any]:

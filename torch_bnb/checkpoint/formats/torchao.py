@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_bnb import codec
 from torch_bnb.checkpoint import checks, portable
 from torch_bnb.checkpoint.losses import say_what_stays
-from torch_bnb.checkpoint.portable import OURS, RULES, Coded, Portable
+from torch_bnb.checkpoint.portable import OURS, RULES, Coded, Moment, Portable
 
 NAME = "torchao"
 SUPPORTED = ("adam", "adamw")
@@ -65,28 +65,19 @@ def layout(rule: str) -> Any:
 def read(state_dict: Mapping[str, Any], rule: str) -> Portable:
     """Its portable form. The rule may be any with the same states."""
     entries = state_dict["state"].items()
-    states = {index: _read_one(entry, rule, f"{NAME}, parameter {index}") for index, entry in entries}
+    states = {
+        index: portable.under_torchs_names(entry, rule, f"{NAME}, parameter {index}", _moment)
+        for index, entry in entries
+    }
     groups = [portable.without(group, ["amsgrad"]) for group in state_dict["param_groups"]]
     return portable.checked(Portable(rule, groups, states), NAME)
 
 
-def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
-    if "max_exp_avg_sq" in entry:
-        raise ValueError(f"{what}: it was trained with amsgrad=True, whose 'max_exp_avg_sq' no rule of torch_bnb has")
-    if unknown := entry.keys() - {"step", *RULES[rule].states}:
-        raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)} for {rule}")
-    found: dict[str, Any] = {}
-    if "step" in entry:
-        found["step"] = checks.step_count(entry["step"], f"{what}: 'step'")
-    for name, signed in RULES[rule].states.items():
-        if name not in entry:
-            continue
-        value, place = entry[name], f"{what}: {name!r}"
-        kind = _kind(value)
-        if kind not in (None, READABLE):
-            raise ValueError(f"{place} is {kind}: only the 8-bit states of torchao can be read")
-        found[name] = _coded(value, signed, place) if kind else checks.tensor(value, place)
-    return found
+def _moment(value: Any, signed: bool, what: str) -> Moment:
+    kind = _kind(value)
+    if kind not in (None, READABLE):
+        raise ValueError(f"{what} is {kind}: only the 8-bit states of torchao can be read")
+    return _coded(value, signed, what) if kind else checks.tensor(value, what)
 
 
 def _coded(value: Any, signed: bool, what: str) -> Coded:
