@@ -351,12 +351,14 @@ def test_a_killed_process_leaves_the_last_checkpoint_complete(tmp_path):
     for _ in range(12):
         process = context.Process(target=saver.keep_saving, args=(path, last + 1))
         process.start()
-        give_up = time.monotonic() + 60
-        while time.monotonic() < give_up and (not path.exists() or bnb.checkpoint.load(path)["number"] <= last):
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.03))
-        process.kill()
-        process.join()
+        try:
+            give_up = time.monotonic() + 60
+            while time.monotonic() < give_up and (not path.exists() or bnb.checkpoint.load(path)["number"] <= last):
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.03))
+        finally:
+            process.kill()
+            process.join()
         saved = bnb.checkpoint.load(path)
         assert saved["number"] > last
         assert torch.equal(saved["values"], torch.full((500_000,), float(saved["number"])))
