@@ -52,13 +52,14 @@ def test_the_readmes_snippets_run():
     assert "exp_avg" in optimizer.state[model.head.linear.weight]
 
 
-def test_the_pages_snippets_run(tmp_path, monkeypatch):
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "overrides.md").read_text(), flags=re.DOTALL)
-    assert len(snippets) == 13
+@pytest.mark.parametrize(("page", "count"), [("overrides.md", 13), ("checkpoints.md", 7)])
+def test_the_pages_snippets_run(page, count, tmp_path, monkeypatch):
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+    assert len(snippets) == count
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
     for snippet in snippets:
-        exec(compile(snippet, "overrides.md", "exec"), namespace)
+        exec(compile(snippet, page, "exec"), namespace)
 
 
 def test_the_readmes_numbers_are_the_committed_result():

@@ -33,6 +33,10 @@ def create_dynamic_map(signed: bool = True) -> Tensor:
     return values
 
 
+ZERO_CODE = {signed: int(create_dynamic_map(signed).abs().argmin()) for signed in (True, False)}
+"""By whether the map is signed, the code of 0."""
+
+
 def blocks(numel: int, blocksize: int = BLOCK_SIZE) -> int:
     """How many blocks `numel` elements make; the last one may be short."""
     return -(-numel // blocksize)

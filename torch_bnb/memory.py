@@ -14,7 +14,7 @@ from torch_bnb.optim.slots import Place
 from torch_bnb.overrides import GlobalOptimManager, OverrideSpec
 from torch_bnb.overrides.hints import Level
 from torch_bnb.overrides.resolve import Key
-from torch_bnb.tables import render
+from torch_bnb.tables import readable_bytes, render
 
 
 @dataclass(frozen=True)
@@ -198,13 +198,6 @@ def _size_of_state(state: Mapping[str, Any]) -> int:
     return sum(_size(tensor) for tensor in tensors if tensor.dim() > 0)
 
 
-def _readable(size: int) -> str:
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= factor:
-            return f"{size / factor:.2f} {unit}"
-    return f"{size} B"
-
-
 def _table(memory: Memory) -> str:
     header = ("parameter", "shape", "bits", "parameters", "gradients", "state", "32-bit", "8-bit")
     total = memory.total
@@ -213,14 +206,14 @@ def _table(memory: Memory) -> str:
     ]
     cells.append(("total", "", "", *_columns(total)))
     notes = [
-        f"With parameters and gradients: {_readable(total.parameter + total.gradient + total.state)}, "
-        f"against {_readable(total.parameter + total.gradient + total.state_32bit)} with all state in 32 bits."
+        f"With parameters and gradients: {readable_bytes(total.parameter + total.gradient + total.state)}, "
+        f"against {readable_bytes(total.parameter + total.gradient + total.state_32bit)} with all state in 32 bits."
     ]
     if memory.embedding_bytes:
-        cost = _readable(memory.embedding_bytes)
+        cost = readable_bytes(memory.embedding_bytes)
         notes.append(f"Embeddings keep 32-bit state, which costs {cost} (embeddings_32bit=False turns it off).")
     return "\n".join([render(header, cells, left=("parameter",), title=memory.title), *notes])
 
 
 def _columns(b: Bytes) -> tuple[str, ...]:
-    return tuple(map(_readable, (b.parameter, b.gradient, b.state, b.state_32bit, b.state_8bit)))
+    return tuple(map(readable_bytes, (b.parameter, b.gradient, b.state, b.state_32bit, b.state_8bit)))

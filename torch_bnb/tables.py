@@ -29,6 +29,14 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[
     return "\n".join(lines)
 
 
+def readable_bytes(size: int) -> str:
+    """A number of bytes in the unit that suits it."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}"
+    return f"{size} B"
+
+
 def _rich(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str], title: str) -> str:
     from rich import box
     from rich.console import Console

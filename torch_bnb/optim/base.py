@@ -8,17 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
-from torch_bnb.checkpoint.load import restore
+from torch_bnb.checkpoint import portable
 from torch_bnb.optim import options
 from torch_bnb.optim import state as storage
+from torch_bnb.optim.loading import load
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.plan import FLOATING, Plan
 from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force
-from torch_bnb.optim.state import State
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
 from torch_bnb.overrides.hints import Hint, identity
 from torch_bnb.overrides.resolve import merge
@@ -44,6 +43,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         if "options" in vars(cls):
             spec.register(cls.options)
+        if "rule" in vars(cls):
+            portable.register(cls.rule, cls.states, cls.options)
         cls.__doc__ = (cls.__doc__ or "").replace("{common}", options.DOC)
         cls.__signature__ = options.full_signature(cls.__init__)
 
@@ -180,56 +181,15 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         """Takes over groups and state; every tensor keeps its own dtype, state kept with other bits is converted.
 
         Args:
-            state_dict: From `state_dict`. Its learning rates and the like hold from now on; how state is kept
-                (``optim_bits``, ``min_8bit_size``) stays as this optimizer was told.
+            state_dict: From `state_dict`, or that of ``torch.optim``, bitsandbytes or torchao for the same rule. Its
+                learning rates and the like hold from now on; how state is kept (``optim_bits``, ``min_8bit_size``)
+                stays as this optimizer was told.
 
         Raises:
-            ValueError: The groups do not match, or an entry of the state is unknown, missing or of the wrong shape.
-                The optimizer is then as it was.
+            ValueError: The groups do not match, or an entry of the state is unknown, missing, or of the wrong type or
+                shape. The optimizer is then as it was.
         """
-        loaded: dict[Tensor, State] = {}
-
-        def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
-            places = self.configurations()  # a hint that cannot be is an error before anything changes
-            params, needed = [place.parameter for place in places], [set(place.states) for place in places]
-            loaded.update(restore(incoming, params, self.states, needed, type(self).__name__))
-            return {**incoming, "state": {}, "param_groups": self._merged_groups(incoming["param_groups"])}
-
-        def put(_: torch.optim.Optimizer) -> None:
-            self.state.update(loaded)
-            self._restore_precision()
-
-        # torch would cast every tensor of the state to its parameter's dtype, so the state goes past it: taken out
-        # after the user's own pre-hooks have run, put in before their post-hooks do.
-        handles = [
-            self.register_load_state_dict_pre_hook(take),
-            self.register_load_state_dict_post_hook(put, prepend=True),
-        ]
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _merged_groups(self, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if len(saved) != len(self.param_groups):
-            return saved  # torch's own error follows
-        merged = []
-        for index, (own, group) in enumerate(zip(self.param_groups, saved, strict=True)):
-            kept = {key: own[key] for key in (*options.STORAGE, *options.ABOUT_GROUP) if key in own}
-            theirs = {key: value for key, value in group.items() if key not in options.ABOUT_GROUP}
-            checked = options.check(theirs, self.options, f"{type(self).__name__}, group {index} of the checkpoint")
-            merged.append({"base_lr": own["base_lr"], **checked, **kept})
-        return merged
-
-    def _restore_precision(self) -> None:
-        """Decodes 8-bit state that belongs in 32 bits. The other way loses and waits for the step: hints may follow."""
-        for group, slots in zip(self.param_groups, self._update_slots(), strict=True):
-            for parameter, slot in zip(group["params"], slots, strict=True):
-                state, config = self.state.get(parameter, {}), slot.config(group)
-                kept = {name: signed for name, signed in self.states.items() if storage.has(state, name)}
-                if kept and not storage.wants_8bit(config, parameter):
-                    storage.prepare(state, kept, parameter, config, self.initial(config))
+        load(self, state_dict, super().load_state_dict)
 
     @override
     def __getstate__(self) -> dict[str, Any]:

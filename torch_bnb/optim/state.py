@@ -16,8 +16,6 @@ from torch_bnb import codec
 SIGNED, UNSIGNED = True, False
 """The code map of a state: first moments need a sign, second moments have none."""
 
-_ZERO_CODE = {signed: int(codec.create_dynamic_map(signed).abs().argmin()) for signed in (SIGNED, UNSIGNED)}
-
 ABSENT = torch.empty(0)
 """Stands for a state, or an absmax, that there is none of."""
 
@@ -75,7 +73,7 @@ def prepare(
         if kept == blocksize:
             continue
         if kept is None and initial == 0 and blocksize:
-            state[codes_key(name)] = _full(parameter, _ZERO_CODE[signed], torch.uint8)
+            state[codes_key(name)] = _full(parameter, codec.ZERO_CODE[signed], torch.uint8)
             count = codec.blocks(parameter.numel(), blocksize)
             state[absmax_key(name)] = torch.zeros(count, dtype=torch.float32, device=parameter.device)
             continue
@@ -87,12 +85,17 @@ def prepare(
             codes, absmax = state.pop(codes_key(name)), state.pop(absmax_key(name))
             values = codec.dequantize_blockwise(codes, absmax, signed, kept)
         if blocksize:
-            codes, absmax = codec.quantize_blockwise(values, signed, blocksize)
-            if not signed:  # as the kernel does: a small second moment is not zero
-                codes[(codes == 0) & (values > 0)] = 1
-            state[codes_key(name)], state[absmax_key(name)] = codes, absmax
+            state[codes_key(name)], state[absmax_key(name)] = encode(values, signed, blocksize)
         else:
             state[name] = values
+
+
+def encode(values: Tensor, signed: bool, blocksize: int = codec.BLOCK_SIZE) -> tuple[Tensor, Tensor]:
+    """(codes, absmax) of a state, as the kernel rounds: a second moment above zero does not become zero."""
+    codes, absmax = codec.quantize_blockwise(values, signed, blocksize)
+    if not signed:
+        codes[(codes == 0) & (values > 0)] = 1
+    return codes, absmax
 
 
 def _blocksize(state: State, name: str) -> int | None:

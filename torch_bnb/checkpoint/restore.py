@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_bnb import codec
+from torch_bnb.checkpoint import checks
 from torch_bnb.optim.state import HISTORY, State, absmax_key, codes_key
 
 
@@ -16,21 +17,16 @@ def restore(
     """Every parameter's state, on the parameter's device, shared with nobody.
 
     Args:
-        saved: A ``state_dict()``.
+        saved: A ``state_dict()`` that passed `checks.check`.
         params: The loading optimizer's parameters, in the order of its groups.
         states: The state names that its rule knows.
         required: By parameter, the states that its configuration cannot do without.
         who: Its class, for errors.
 
     Raises:
-        ValueError: The number of parameters differs; an entry is unknown, lacks its partner, is no tensor or has the
-            wrong shape.
+        ValueError: An entry is unknown, lacks its partner, is no tensor or has the wrong type or shape.
     """
     indices = [index for group in saved["param_groups"] for index in group["params"]]
-    if len(indices) != len(params):
-        raise ValueError(f"{who}: the checkpoint has {len(indices)} parameters, this optimizer {len(params)}")
-    if strangers := saved["state"].keys() - set(indices):
-        raise ValueError(f"{who}: the checkpoint's state has keys that no group names: {sorted(strangers)}")
     return {
         parameter: _restore_one(saved["state"][index], list(states), needed, parameter, f"{who}, parameter {index}")
         for index, parameter, needed in zip(indices, params, required, strict=True)
@@ -43,10 +39,10 @@ def _restore_one(
 ) -> State:
     known = {"step", HISTORY, *states, *map(codes_key, states), *map(absmax_key, states)}
     if unknown := saved.keys() - known:
-        raise ValueError(f"{what}: unknown state {sorted(unknown)}; expected some of {sorted(known)}")
+        raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)}; expected some of {sorted(known)}")
     result: State = {}
     if "step" in saved:
-        result["step"] = int(saved["step"])
+        result["step"] = checks.step_count(saved["step"], f"{what}: 'step'")
     if HISTORY in saved:
         result[HISTORY] = _tensor(saved[HISTORY], torch.float32, torch.Size([100]), parameter, f"{what}: {HISTORY!r}")
     for name in states:
@@ -60,6 +56,7 @@ def _restore_one(
             result[absmax] = _tensor(saved[absmax], torch.float32, blocks, parameter, f"{what}: {absmax!r}")
         elif saved.get(name) is not None:
             result[name] = _tensor(saved[name], torch.float32, parameter.shape, parameter, f"{what}: {name!r}")
+    checks.need_step(result, set(map(_name, result)) & set(states), what)
     if result and not set(map(_name, result)) >= required:
         missing = sorted(required - set(map(_name, result)))
         raise ValueError(f"{what}: the checkpoint lacks {', '.join(map(repr, missing))}; it is of another rule")
@@ -72,8 +69,7 @@ def _name(key: str) -> str:
 
 
 def _tensor(value: Any, dtype: torch.dtype, shape: torch.Size, parameter: Tensor, what: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{what} must be a tensor, got {value!r}")
+    value = checks.tensor(value, what, torch.uint8 if dtype is torch.uint8 else None)
     if value.shape != shape:
         raise ValueError(f"{what} must have shape {tuple(shape)}, got {tuple(value.shape)}")
     return torch.empty(shape, dtype=dtype, device=parameter.device).copy_(value)

@@ -1,0 +1,86 @@
+"""A state_dict taken into an optimizer: all of it, or nothing. What entries must look like is checkpoint's affair."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torch_bnb.checkpoint import checks
+from torch_bnb.checkpoint.exchange import as_ours
+from torch_bnb.checkpoint.restore import restore
+from torch_bnb.optim import options
+from torch_bnb.optim import state as storage
+from torch_bnb.optim.state import State
+from torch_bnb.overrides import spec
+
+if TYPE_CHECKING:
+    from torch_bnb.optim.base import BlockwiseOptimizer
+
+
+def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Callable[[dict[str, Any]], None]) -> None:
+    """Loads a state_dict by way of torch's own method.
+
+    torch would cast every tensor of the state to its parameter's dtype, so the state goes past it: taken out after the
+    user's own pre-hooks have run, put in before their post-hooks do.
+
+    Args:
+        optimizer: Whatever goes wrong, it is then as it was.
+        state_dict: In this package's form or one that is converted to it.
+        torchs: ``Optimizer.load_state_dict``, bound.
+    """
+    who = type(optimizer).__name__
+    loaded: dict[Tensor, State] = {}
+
+    def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
+        places = optimizer.configurations()  # a hint that cannot be is an error before anything changes
+        checks.check(incoming, who, len(places))
+        incoming = {**incoming, **as_ours(incoming, optimizer.rule)}
+        params, needed = [place.parameter for place in places], [set(place.states) for place in places]
+        loaded.update(restore(incoming, params, optimizer.states, needed, who))
+        return {**incoming, "state": {}, "param_groups": _merged_groups(optimizer, incoming["param_groups"])}
+
+    def put(_: torch.optim.Optimizer) -> None:
+        optimizer.state.update(loaded)
+        _restore_precision(optimizer)
+
+    before = optimizer.state, optimizer.param_groups
+    handles = [
+        optimizer.register_load_state_dict_pre_hook(take),
+        optimizer.register_load_state_dict_post_hook(put, prepend=True),
+    ]
+    try:
+        torchs(state_dict)
+    except BaseException:
+        optimizer.state, optimizer.param_groups = before
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _merged_groups(optimizer: "BlockwiseOptimizer", saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if len(saved) != len(optimizer.param_groups):
+        return saved  # torch's own error follows
+    merged = []
+    for index, (own, group) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
+        what = f"{type(optimizer).__name__}, group {index} of the checkpoint"
+        kept = {key: own[key] for key in (*options.STORAGE, *options.ABOUT_GROUP) if key in own}
+        theirs = {key: value for key, value in group.items() if key not in options.ABOUT_GROUP}
+        checked = options.check(theirs, optimizer.options, what)
+        try:
+            base_lr = spec.RATE.parse("base_lr", checked.get("base_lr", own["base_lr"]))
+            optimizer.check({**own, **checked})
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
+        merged.append({**checked, "base_lr": float(base_lr), **kept})
+    return merged
+
+
+def _restore_precision(optimizer: "BlockwiseOptimizer") -> None:
+    """Decodes 8-bit state that belongs in 32 bits. The other way loses and waits for the step: hints may follow."""
+    for place in optimizer.configurations():
+        state = optimizer.state.get(place.parameter, {})
+        kept = {name: signed for name, signed in optimizer.states.items() if storage.has(state, name)}
+        if kept and place.bits == 32:
+            storage.prepare(state, kept, place.parameter, place.config)
