@@ -18,13 +18,11 @@ template <Sign S>
     std::memset(x, 0, sizeof(float) * n);
 }
 
-// The same back. `whole_absmax`: of the new state, for a state with one absmax; the driver stores it when all blocks
-// are done.
+// The same back, with the absmax of the block or of the whole new state.
 template <Sign S>
 [[gnu::noinline]] void store_state(const State& state, std::int64_t block, std::int64_t begin, int n, const float* x,
-                                   float whole_absmax, Rounding rounding, std::uint32_t stream) {
+                                   float absmax, Rounding rounding, std::uint32_t stream) {
   if (state.codes) {
-    const float absmax = state.whole ? whole_absmax : absmax_of(x, n);
     // A second moment that rounds to zero would turn its first moment into an update without bound.
     encode_run<S>(x, n, absmax, S == Sign::kUnsigned ? Zero<S>{0.0f} : Zero<S>{}, rounding, stream, begin,
                   state.codes + begin);
@@ -33,8 +31,6 @@ template <Sign S>
     std::memcpy(state.values + begin, x, sizeof(float) * n);
   }
 }
-
-constexpr int kChunk = 64;  // elements
 
 template <class Rule>
 class Block {
@@ -74,20 +70,25 @@ class Block {
       const State& state = slot_.states[k];
       const std::uint8_t* const codes = state.codes + begin_ + first;
       const float absmax = state.absmax[state.whole ? 0 : index_];
-      for (int i = 0; i < kChunk; i += kLanes)
-        store(bnb::decode<Rule::kStates[k]>(load_bytes(codes + i)) * absmax, s[k] + first + i);
+      decode_chunk<Rule::kStates[k]>(codes, absmax, s[k] + first);
     });
   }
 
-  // Takes back what is not in place. For a float64 parameter `p` holds what to add to it.
+  // Takes back what is not in place. For a float64 parameter `p` holds what to add to it. `whole_absmax`: of the new
+  // states, for those with one absmax, which the driver stores when all blocks are done.
   void put_back(const Options& options, const float* whole_absmax) {
     if (p == room_[0])
       write(slot_.param_dtype, at(slot_.param_dtype, slot_.param, begin_), n, p,
             {options.stochastic_weights, slot_.key}, begin_);
+    // All of them first: a block's absmax is known late, and then its codes wait for it.
+    std::array<float, kStates> absmax{};
+    each_state([&](auto k) {
+      const State& state = slot_.states[k];
+      if (state.codes) absmax[k] = state.whole ? whole_absmax[k] : absmax_of(s[k], n);
+    });
     each_state([&](auto k) {
       if (s[k] == room_[2 + k])
-        store_state<Rule::kStates[k]>(slot_.states[k], index_, begin_, n, s[k],
-                                      whole_absmax == nullptr ? 0.0f : whole_absmax[k],
+        store_state<Rule::kStates[k]>(slot_.states[k], index_, begin_, n, s[k], absmax[k],
                                       {options.stochastic_states[k], slot_.key}, k);
     });
   }

@@ -1,10 +1,62 @@
 // The 8-bit code in lanes: decoding and encoding by arithmetic on the exponent, without looking codes up in memory.
 // Bit for bit what codec.h defines, element by element; tests compare them over all codes and around every midpoint.
 #pragma once
+#include "../storage.h"
 #include "lanes.h"
 
 namespace bnb {
 inline namespace BNB_ISA {
+
+constexpr int kChunk = 64;  // elements, a multiple of every vector's
+
+#if defined(__x86_64__) && BNB_LANES == 16
+// The map's 256 floats by their bytes: byte b of the number of a code. A register holds 64 of them, and AVX-512 VBMI
+// picks from two by any index, so this map of four registers a byte is no table in memory.
+struct BytePlanes {
+  alignas(64) std::uint8_t byte[4][256]{};
+
+  constexpr explicit BytePlanes(const std::array<float, 256>& values) {
+    for (int code = 0; code < 256; ++code) {
+      const std::uint32_t bits = bits_of_normal(values[code]);
+      for (int b = 0; b < 4; ++b) byte[b][code] = static_cast<std::uint8_t>(bits >> 8 * b);
+    }
+  }
+
+  // The bits of zero or a normal number, in C++17 and at compile time.
+  static constexpr std::uint32_t bits_of_normal(float x) {
+    if (x == 0) return 0;
+    std::uint32_t exponent = 127;
+    float magnitude = x < 0 ? -x : x;
+    for (; magnitude < 1; magnitude *= 2) --exponent;
+    for (; magnitude >= 2; magnitude /= 2) ++exponent;
+    const std::uint32_t fraction = static_cast<std::uint32_t>((magnitude - 1) * 0x1p23f);
+    return (x < 0 ? 0x80000000u : 0) | exponent << 23 | fraction;
+  }
+};
+
+template <Sign S>
+inline constexpr BytePlanes kBytePlanes{kValues<S>};
+
+template <Sign S>
+BNB_LANE void decode_by_bytes(const std::uint8_t* codes, float absmax, float* x) {
+  // Bytes are put together within quarters of a register: deal them out such that the floats come in order.
+  const __m512i deal = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i index = _mm512_permutexvar_epi32(deal, _mm512_loadu_si512(codes));
+  const __mmask64 upper = _mm512_movepi8_mask(index);
+  __m512i byte[4];
+  for (int b = 0; b < 4; ++b) {
+    const __m512i* const plane = reinterpret_cast<const __m512i*>(kBytePlanes<S>.byte[b]);
+    byte[b] = _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(plane[0], index, plane[1]),
+                                     _mm512_permutex2var_epi8(plane[2], index, plane[3]));
+  }
+  const __m512i low[] = {_mm512_unpacklo_epi8(byte[0], byte[1]), _mm512_unpackhi_epi8(byte[0], byte[1])};
+  const __m512i high[] = {_mm512_unpacklo_epi8(byte[2], byte[3]), _mm512_unpackhi_epi8(byte[2], byte[3])};
+  for (int half = 0; half < 2; ++half) {
+    store(reinterpret_cast<Floats>(_mm512_unpacklo_epi16(low[half], high[half])) * absmax, x + 32 * half);
+    store(reinterpret_cast<Floats>(_mm512_unpackhi_epi16(low[half], high[half])) * absmax, x + 32 * half + 16);
+  }
+}
+#endif
 
 // [note: decoding]
 // Magnitude number x, counted such that decade e begins at n = first * 2^e, lies half-way between the points i = x - n
@@ -50,11 +102,23 @@ BNB_LANE Floats decode(Ints code) {
   return reinterpret_cast<Floats>(reinterpret_cast<Ints>(value) | (m & static_cast<std::int32_t>(0x80000000)));
 }
 
+// kChunk codes to numbers times `absmax`.
+template <Sign S>
+BNB_LANE void decode_chunk(const std::uint8_t* codes, float absmax, float* x) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  decode_by_bytes<S>(codes, absmax, x);
+#else
+  for (int i = 0; i < kChunk; i += kLanes) store(decode<S>(load_bytes(codes + i)) * absmax, x + i);
+#endif
+}
+
 // [note: encoding]
 // Within a decade the number of the nearest magnitude is a line in a, rounded. The exponent of a tells the decade or
-// the one below; one comparison with the threshold between them decides. The line is off by less than kBand / 2, so a
-// lane that comes nearer to a tie than kBand is settled by codec.h: one in two thousand.
-constexpr float kBand = 0x1p-12f;
+// the one below; one comparison with the threshold between them decides. The line gives 256 + 0.5 more than the number:
+// a float from 256 to 512, whose lowest 15 bits are the fraction, the next 8 the nearest magnitude. It is off by less
+// than the last bit (static_assert below), so where the fraction is all zeros or all ones the number may be off by one:
+// codec.h settles those, one in sixteen thousand.
+constexpr int kFractionBits = 15;
 constexpr float kLeast = 0x1p-21f;  // what is smaller is coded as this is, or as 0
 
 // From the biased exponent of a number from kLeast to 1 to the slot of its decade or of the one below: a line once
@@ -66,21 +130,21 @@ constexpr T slot_of_exponent(T biased) {
 
 template <Sign S>
 struct Lines {
-  Table threshold, slope, offset, last;
+  Table threshold, slope, offset, most;
 
-  static constexpr int kFirstSlot = slot_of_exponent(127 - 21);
+  static constexpr int slot(int e) { return slot_of_exponent(127 - 21) + e; }
 
   constexpr Lines() {
     using M = Magnitudes<S>;
     for (int e = 0; e < kDecades; ++e) {
-      const int n = M::kFirst << e, slot = kFirstSlot + e;
-      slope.set(slot, static_cast<float>(n / (0.9 * kPow10[e])));
-      offset.set(slot, static_cast<float>(n * 8.0 / 9.0 - M::kShift - 0.5));
-      last.set(slot, static_cast<float>(2 * n - 1 - M::kShift));
-      threshold.set(slot, kThresholds<S>[2 * n - M::kShift]);
+      const int n = M::kFirst << e;
+      slope.set(slot(e), static_cast<float>(n / (0.9 * kPow10[e])));
+      offset.set(slot(e), static_cast<float>(n * 8.0 / 9.0 - M::kShift + 256));
+      most.set(slot(e), 2 * n - 1 - M::kShift + 256.5f);
+      threshold.set(slot(e), kThresholds<S>[2 * n - M::kShift]);
     }
-    offset.set(kFirstSlot + kDecades, M::kTop);
-    last.set(kFirstSlot + kDecades, M::kTop);
+    offset.set(slot(kDecades), M::kTop + 256.5f);
+    most.set(slot(kDecades), M::kTop + 256.5f);
   }
 };
 
@@ -93,23 +157,41 @@ constexpr bool decades_are_found() {
   for (int biased = 127; power >= kLeast; --biased, power /= 2) {
     int first = 0, last = 0;  // decades of the numbers in [power, 2 * power)
     for (int e = 0; e < kDecades; ++e) {
-      first += kByDecade<S>.threshold.entries[(Lines<S>::kFirstSlot + e) & 7] < power;
-      last += kByDecade<S>.threshold.entries[(Lines<S>::kFirstSlot + e) & 7] < 2 * power;
+      first += kByDecade<S>.threshold.at(Lines<S>::slot(e)) < power;
+      last += kByDecade<S>.threshold.at(Lines<S>::slot(e)) < 2 * power;
     }
-    const int e = slot_of_exponent(biased) - Lines<S>::kFirstSlot;
+    const int e = slot_of_exponent(biased) - Lines<S>::slot(0);
     if (e > first || e + 1 < last) return false;
   }
   return true;
 }
 static_assert(decades_are_found<Sign::kSigned>() && decades_are_found<Sign::kUnsigned>());
 
-// The number of the nearest magnitude before it is rounded, for a from kLeast to 1.
+// Whether every line passes each threshold within a little more than half a last bit, before its own rounding.
 template <Sign S>
-BNB_LANE Floats position(Floats a) {
+constexpr bool lines_are_true() {
+  constexpr double kBit = 1.0 / (1 << kFractionBits);
+  for (int e = 0; e < kDecades; ++e) {
+    const int n = Magnitudes<S>::kFirst << e, slot = Lines<S>::slot(e);
+    for (int m = n - Magnitudes<S>::kShift + 1; m < 2 * n - Magnitudes<S>::kShift; ++m) {
+      const double line = static_cast<double>(kThresholds<S>[m]) * kByDecade<S>.slope.at(slot) +
+                          static_cast<double>(kByDecade<S>.offset.at(slot)) - (m + 256);
+      if (line > kBit / 2 || line < -kBit / 2) return false;
+    }
+  }
+  return true;
+}
+static_assert(lines_are_true<Sign::kSigned>() && lines_are_true<Sign::kUnsigned>());
+
+// The line of a in [0, 1], as the bits of a float. Below the first threshold, where the nearest magnitude is 0: of
+// kLeast.
+template <Sign S>
+BNB_LANE Ints line_bits(Floats a) {
+  a = at_least(kLeast, a);
   Ints slot = slot_of_exponent(reinterpret_cast<Ints>(a) >> 23);
   slot = a > kByDecade<S>.threshold[slot] ? slot + 1 : slot;
-  const Floats line = fused(a, kByDecade<S>.slope[slot], kByDecade<S>.offset[slot]), last = kByDecade<S>.last[slot];
-  return line < last ? line : last;
+  const Floats line = fused(a, kByDecade<S>.slope[slot], kByDecade<S>.offset[slot]), most = kByDecade<S>.most[slot];
+  return reinterpret_cast<Ints>(line < most ? line : most);
 }
 
 // Numbers above `above` get another code than zero. By itself that is the nearest code's threshold; 0 where a positive
@@ -119,40 +201,34 @@ struct Zero {
   float above = kThresholds<S>[1];
 };
 
-// By value, a vector in memory: out of the way of the loop that calls it once in a while.
+// The codes of kLanes numbers. `doubt`: 0 in a lane whose code may be off by one, else less than before or more.
 template <Sign S>
-[[gnu::noinline, gnu::cold]] void encode_by_element(Floats x, Zero<S> zero, std::uint8_t* codes) {
-  for (int i = 0; i < kLanes; ++i) {
-    const float element = x[i];
+BNB_LANE Ints encode(Floats x, Zero<S> zero, Ints& doubt) {
+  const Floats a = S == Sign::kSigned ? magnitude(x) : x;
+  const Ints bits = line_bits<S>(a), fraction = (bits + 1) & ((1 << kFractionBits) - 2);
+  doubt = fraction < doubt ? fraction : doubt;
+  Ints m = a > zero.above ? (bits >> kFractionBits) & 0xff : Ints{};
+  if (S == Sign::kSigned) m = 127 + (x < 0 ? (m < 127 ? -m : Ints{} - 127) : m);  // there is no -1
+  return m;
+}
+
+// The same by codec.h, an element at a time.
+template <Sign S>
+[[gnu::noinline, gnu::cold]] void encode_by_element(const float* x, std::int64_t n, Scale scale, Zero<S> zero,
+                                                    std::uint8_t* codes) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float element = x[i] * scale.lift * scale.reciprocal;
     codes[i] = encode<S>(element);
     if (zero.above == 0 && element > 0 && codes[i] == kZeroCode<S>) codes[i] = 1;
   }
 }
 
-// Stores the codes of kLanes numbers. Which become zero is `zero`'s to say.
-template <Sign S>
-BNB_LANE void encode(Floats x, Zero<S> zero, std::uint8_t* codes) {
-  constexpr float kMagic = 0x1.8p23f + kZeroCode<S>;  // added to y, it leaves the nearest integer in the low bits
-  const Floats a = S == Sign::kSigned ? magnitude(x) : x;
-  Floats y = position<S>(at_least(kLeast, a));
-  y = a > zero.above ? y : Floats{};
-  if (S == Sign::kSigned) {
-    y = reinterpret_cast<Floats>(reinterpret_cast<Ints>(y) |
-                                 (reinterpret_cast<Ints>(x) & static_cast<std::int32_t>(0x80000000)));
-    y = at_least(-127.0f, y);  // there is no -1
-  }
-  const Floats shifted = y + kMagic;
-  store_bytes(reinterpret_cast<Ints>(shifted), codes);
-  if (any_above(magnitude(y - (shifted - kMagic)), 0.5f - kBand)) encode_by_element<S>(x, zero, codes);
-}
-
-// The same for encode_stochastic.
+// Stores the codes of kLanes numbers, rounded as encode_stochastic of codec.h does.
 template <Sign S>
 BNB_LANE void encode_stochastic(Floats x, Floats uniform, Zero<S> zero, std::uint8_t* codes) {
   const Floats a = magnitude(x);
-  const Floats y = a > kThresholds<S>[1] ? position<S>(at_least(kLeast, a)) : Floats{};
-  const Ints nearest = __builtin_convertvector(y + 0.5f, Ints);
-  const Ints below = nearest + (a < magnitude_value<S>(nearest));  // true is -1
+  const Ints nearest = a > kThresholds<S>[1] ? (line_bits<S>(a) >> kFractionBits) & 0xff : Ints{};  // or its neighbour
+  const Ints below = nearest + (a < magnitude_value<S>(nearest));                                   // true is -1
   const Ints low = below < Magnitudes<S>::kTop - 1 ? below : Ints{} + (Magnitudes<S>::kTop - 1);
   const Floats value = magnitude_value<S>(low), gap = magnitude_value<S>(low + 1) - value;
   Ints m = low - (uniform * gap < a - value);

@@ -1,4 +1,4 @@
-// Kernels for x86-64 with AVX-512.
+// Kernels for x86-64 with AVX-512 as Ice Lake and Zen 4 have it.
 // The target holds from here on: the standard headers come first, so that none of their inline code is compiled for it.
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,9 +17,10 @@
 #endif
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,fma"))), \
+                             apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,fma,prefer-vector-width=512")
 #endif
 
 #define BNB_ISA avx512

@@ -84,6 +84,8 @@ BNB_LANE Floats at_least(float bound, Floats a) {
 struct Table {
   alignas(64) float entries[kLanes > 8 ? kLanes : 8]{};
 
+  constexpr float at(int index) const { return entries[index & 7]; }
+
   constexpr void set(int index, float x) {
     for (int i = index & 7; i < static_cast<int>(sizeof entries / sizeof x); i += 8) entries[i] = x;
   }
@@ -106,17 +108,34 @@ struct Table {
   }
 };
 
-// Whether x > limit in any lane.
-BNB_LANE bool any_above(Floats x, float limit) {
+BNB_LANE std::int32_t largest(Ints x) {
 #if defined(__x86_64__) && BNB_LANES == 16
-  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
+  return _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(x));
 #elif defined(__x86_64__) && BNB_LANES == 8
-  return _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(x), _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0;
+  __m128i most = _mm_max_epi32(_mm256_castsi256_si128(reinterpret_cast<__m256i>(x)),
+                               _mm256_extracti128_si256(reinterpret_cast<__m256i>(x), 1));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1)));
 #elif defined(__aarch64__)
-  return vmaxvq_u32(vcgtq_f32(reinterpret_cast<float32x4_t>(x), vdupq_n_f32(limit))) != 0;
+  return vmaxvq_s32(reinterpret_cast<int32x4_t>(x));
+#else
+  std::int32_t most = x[0];
+  for (int i = 1; i < kLanes; ++i) most = x[i] > most ? x[i] : most;
+  return most;
+#endif
+}
+
+// Whether any lane is zero.
+BNB_LANE bool any_zero(Ints x) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  return _mm512_testn_epi32_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(x)) != 0;
+#elif defined(__x86_64__) && BNB_LANES == 8
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi32(reinterpret_cast<__m256i>(x), _mm256_setzero_si256())) != 0;
+#elif defined(__aarch64__)
+  return vminvq_u32(reinterpret_cast<uint32x4_t>(x)) == 0;
 #else
   bool any = false;
-  for (int i = 0; i < kLanes; ++i) any |= x[i] > limit;
+  for (int i = 0; i < kLanes; ++i) any |= x[i] == 0;
   return any;
 #endif
 }

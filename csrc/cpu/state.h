@@ -9,14 +9,14 @@ namespace bnb {
 inline namespace BNB_ISA {
 
 inline float absmax_of(const float* x, std::int64_t n) {
-  Ints most{};
+  Ints most[2]{};  // two chains
   std::int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const Ints bits = load<Ints>(x + i) & 0x7fffffff;
-    most = bits > most ? bits : most;
-  }
-  std::int32_t bits = 0;
-  for (int lane = 0; lane < kLanes; ++lane) bits = most[lane] > bits ? most[lane] : bits;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes)
+    for (int chain = 0; chain < 2; ++chain) {
+      const Ints bits = load<Ints>(x + i + chain * kLanes) & 0x7fffffff;
+      most[chain] = bits > most[chain] ? bits : most[chain];
+    }
+  std::int32_t bits = largest(most[0] > most[1] ? most[0] : most[1]);
   for (; i < n; ++i) bits = magnitude_bits(x[i]) > bits ? magnitude_bits(x[i]) : bits;
   float absmax;
   std::memcpy(&absmax, &bits, sizeof absmax);
@@ -32,13 +32,39 @@ BNB_LANE void for_each_vector(std::int64_t n, const F& f) {
   if (i < n) f(n < kLanes ? 0 : n - kLanes);
 }
 
+// To the nearest codes, for n from kLanes to kChunk and a scale that does not lift.
+template <Sign S>
+BNB_LANE void encode_chunk(const float* x, std::int64_t n, Scale scale, Zero<S> zero, std::uint8_t* codes) {
+  Ints doubt = Ints{} + 1;
+  if (n == kChunk) {
+    // All loads, all arithmetic, all stores: so the vectors, each a long chain, go side by side.
+    constexpr int kVectors = kChunk / kLanes;
+    Floats scaled[kVectors];
+    Ints code[kVectors];
+    for (int v = 0; v < kVectors; ++v) scaled[v] = load<Floats>(x + v * kLanes) * scale.reciprocal;
+    for (int v = 0; v < kVectors; ++v) code[v] = encode<S>(scaled[v], zero, doubt);
+    for (int v = 0; v < kVectors; ++v) store_bytes(code[v], codes + v * kLanes);
+  } else {
+    for_each_vector(n, [&](std::int64_t i) {
+      store_bytes(encode<S>(load<Floats>(x + i) * scale.reciprocal, zero, doubt), codes + i);
+    });
+  }
+  if (any_zero(doubt)) encode_by_element<S>(x, n, scale, zero, codes);
+}
+
 template <Sign S>
 void decode_run(const std::uint8_t* codes, float absmax, std::int64_t n, float* x) {
   if (n < kLanes) {
     for (std::int64_t i = 0; i < n; ++i) x[i] = decode<S>(codes[i]) * absmax;
     return;
   }
-  for_each_vector(n, [&](std::int64_t i) { store(decode<S>(load_bytes(codes + i)) * absmax, x + i); });
+  std::int64_t begin = 0;
+  for (; begin + kChunk <= n; begin += kChunk) decode_chunk<S>(codes + begin, absmax, x + begin);
+  if (begin == n) return;
+  for_each_vector(n - begin < kLanes ? kLanes : n - begin, [&](std::int64_t i) {
+    i += n - begin < kLanes ? n - kLanes : begin;
+    store(decode<S>(load_bytes(codes + i)) * absmax, x + i);
+  });
 }
 
 // Into codes, divided by `absmax`, at least the largest magnitude among them. `first`: index in its tensor of x[0].
@@ -46,25 +72,27 @@ template <Sign S>
 void encode_run(const float* x, std::int64_t n, float absmax, Zero<S> zero, Rounding rounding, std::uint32_t stream,
                 std::int64_t first, std::uint8_t* codes) {
   const Scale scale(absmax);
-  alignas(64) float padded[kLanes]{};
-  std::uint8_t padded_codes[kLanes];
-  const bool is_short = n < kLanes;
-  if (is_short) std::memcpy(padded, x, sizeof(float) * n);
-  const float* from = is_short ? padded : x;
-  std::uint8_t* to = is_short ? padded_codes : codes;
-  if (rounding.stochastic) {
+  if (n < kLanes) {
+    float padded[kLanes]{};
+    std::uint8_t padded_codes[kLanes];
+    std::memcpy(padded, x, sizeof(float) * n);
+    encode_run<S>(padded, kLanes, absmax, zero, rounding, stream, first, padded_codes);
+    std::memcpy(codes, padded_codes, n);
+  } else if (rounding.stochastic) {
     const Noise noise(rounding.key, stream, first);
     for_each_vector(n, [&](std::int64_t i) {
-      const Floats scaled = load<Floats>(from + i) * scale.lift * scale.reciprocal;
-      encode_stochastic<S>(scaled, uniform(noise[i]), zero, to + i);
+      const Floats scaled = load<Floats>(x + i) * scale.lift * scale.reciprocal;
+      encode_stochastic<S>(scaled, uniform(noise[i]), zero, codes + i);
     });
   } else if (scale.lift != 1) {
-    for_each_vector(
-        n, [&](std::int64_t i) { encode<S>(load<Floats>(from + i) * scale.lift * scale.reciprocal, zero, to + i); });
+    encode_by_element<S>(x, n, scale, zero, codes);
   } else {
-    for_each_vector(n, [&](std::int64_t i) { encode<S>(load<Floats>(from + i) * scale.reciprocal, zero, to + i); });
+    std::int64_t begin = 0;
+    for (; begin + kChunk <= n; begin += kChunk) encode_chunk<S>(x + begin, kChunk, scale, zero, codes + begin);
+    if (begin == n) return;
+    if (n > kChunk) begin = n - kChunk;  // overlaps with the last one
+    encode_chunk<S>(x + begin, n - begin, scale, zero, codes + begin);
   }
-  if (is_short) std::memcpy(codes, padded_codes, n);
 }
 
 }  // namespace BNB_ISA
