@@ -113,13 +113,15 @@ BNB_LANE void decode_chunk(const std::uint8_t* codes, float absmax, float* x) {
 }
 
 // [note: encoding]
-// Within a decade the number of the nearest magnitude is a line in a, rounded. The exponent of a tells the decade or
-// the one below; one comparison with the threshold between them decides. The line gives 256 + 0.5 more than the number:
-// a float from 256 to 512, whose lowest 15 bits are the fraction, the next 8 the nearest magnitude. It is off by less
-// than the last bit (static_assert below), so where the fraction is all zeros or all ones the number may be off by one:
-// codec.h settles those, one in sixteen thousand.
+// Within a decade the number of the nearest magnitude is a line in a, rounded; in the lowest decade the line goes
+// through the thresholds, that of zero included. The exponent of a tells the decade or the one below; one comparison
+// with the threshold between them decides. With kHalfUp added (and, where there is a sign, the zero's code) the line is
+// a float from 256 to 512, whose lowest 15 bits are a fraction and the next 8 the code. It is off by less than the last
+// bit (static_assert below), so where the fraction is all zeros or all ones the code may be off by one: codec.h settles
+// those, one in sixteen thousand.
 constexpr int kFractionBits = 15;
-constexpr float kLeast = 0x1p-21f;  // what is smaller is coded as this is, or as 0
+constexpr float kHalfUp = 256.5f;
+constexpr float kLeast = 0x1p-21f;  // below the first threshold between decades
 
 // From the biased exponent of a number from kLeast to 1 to the slot of its decade or of the one below: a line once
 // more, in sixteenths. `T`: int or Ints.
@@ -132,6 +134,7 @@ template <Sign S>
 struct Lines {
   Table threshold, slope, offset, most;
 
+  static constexpr float kBase = S == Sign::kUnsigned ? kHalfUp : 0.0f;  // added already
   static constexpr int slot(int e) { return slot_of_exponent(127 - 21) + e; }
 
   constexpr Lines() {
@@ -139,12 +142,15 @@ struct Lines {
     for (int e = 0; e < kDecades; ++e) {
       const int n = M::kFirst << e;
       slope.set(slot(e), static_cast<float>(n / (0.9 * kPow10[e])));
-      offset.set(slot(e), static_cast<float>(n * 8.0 / 9.0 - M::kShift + 256));
-      most.set(slot(e), 2 * n - 1 - M::kShift + 256.5f);
+      offset.set(slot(e), static_cast<float>(n * 8.0 / 9.0 - M::kShift - 0.5 + kBase));
+      most.set(slot(e), 2 * n - 1 - M::kShift + kBase);
       threshold.set(slot(e), kThresholds<S>[2 * n - M::kShift]);
     }
-    offset.set(slot(kDecades), M::kTop + 256.5f);
-    most.set(slot(kDecades), M::kTop + 256.5f);
+    offset.set(slot(kDecades), M::kTop + kBase);
+    most.set(slot(kDecades), M::kTop + kBase);
+    const double zero = kThresholds<S>[1], next = S == Sign::kSigned ? 3 * zero : kThresholds<S>[2];
+    slope.set(slot(0), static_cast<float>(1 / (next - zero)));
+    offset.set(slot(0), static_cast<float>(0.5 - zero / (next - zero) + kBase));
   }
 };
 
@@ -167,78 +173,74 @@ constexpr bool decades_are_found() {
 }
 static_assert(decades_are_found<Sign::kSigned>() && decades_are_found<Sign::kUnsigned>());
 
-// Whether every line passes each threshold within a little more than half a last bit, before its own rounding.
+// Whether every line passes each threshold near enough: with its rounding (a quarter of the last bit where the sign is
+// yet to come, then half of it) less than the last bit off.
 template <Sign S>
 constexpr bool lines_are_true() {
-  constexpr double kBit = 1.0 / (1 << kFractionBits);
+  constexpr double kBit = 1.0 / (1 << kFractionBits), kMost = S == Sign::kUnsigned ? kBit / 2 : kBit / 4;
   for (int e = 0; e < kDecades; ++e) {
     const int n = Magnitudes<S>::kFirst << e, slot = Lines<S>::slot(e);
-    for (int m = n - Magnitudes<S>::kShift + 1; m < 2 * n - Magnitudes<S>::kShift; ++m) {
+    for (int m = e == 0 ? 1 : n - Magnitudes<S>::kShift + 1; m < 2 * n - Magnitudes<S>::kShift; ++m) {
       const double line = static_cast<double>(kThresholds<S>[m]) * kByDecade<S>.slope.at(slot) +
-                          static_cast<double>(kByDecade<S>.offset.at(slot)) - (m + 256);
-      if (line > kBit / 2 || line < -kBit / 2) return false;
+                          static_cast<double>(kByDecade<S>.offset.at(slot) - Lines<S>::kBase) - (m - 0.5);
+      if (line > kMost || line < -kMost) return false;
     }
   }
   return true;
 }
 static_assert(lines_are_true<Sign::kSigned>() && lines_are_true<Sign::kUnsigned>());
 
-// The line of a in [0, 1], as the bits of a float. Below the first threshold, where the nearest magnitude is 0: of
-// kLeast.
+// The line of a in [0, 1].
 template <Sign S>
-BNB_LANE Ints line_bits(Floats a) {
-  a = at_least(kLeast, a);
-  Ints slot = slot_of_exponent(reinterpret_cast<Ints>(a) >> 23);
+BNB_LANE Floats line_at(Floats a) {
+  Ints slot = slot_of_exponent(reinterpret_cast<Ints>(at_least(kLeast, a)) >> 23);
   slot = a > kByDecade<S>.threshold[slot] ? slot + 1 : slot;
   const Floats line = fused(a, kByDecade<S>.slope[slot], kByDecade<S>.offset[slot]), most = kByDecade<S>.most[slot];
-  return reinterpret_cast<Ints>(line < most ? line : most);
+  return line < most ? line : most;
 }
 
-// Numbers above `above` get another code than zero. By itself that is the nearest code's threshold; 0 where a positive
-// number must not become zero.
+// The codes of kLanes numbers, in the low bytes. `doubt`: 0 in a lane whose code may be off by one, else less than
+// before or more. `keep`: a number above 0 gets another code than zero.
 template <Sign S>
-struct Zero {
-  float above = kThresholds<S>[1];
-};
-
-// The codes of kLanes numbers. `doubt`: 0 in a lane whose code may be off by one, else less than before or more.
-template <Sign S>
-BNB_LANE Ints encode(Floats x, Zero<S> zero, Ints& doubt) {
-  const Floats a = S == Sign::kSigned ? magnitude(x) : x;
-  const Ints bits = line_bits<S>(a), fraction = (bits + 1) & ((1 << kFractionBits) - 2);
+BNB_LANE Ints encode(Floats x, bool keep, Ints& doubt) {
+  Floats line;  // with kHalfUp
+  if (S == Sign::kSigned) {
+    const Ints sign = reinterpret_cast<Ints>(x) & static_cast<std::int32_t>(0x80000000);
+    line = reinterpret_cast<Floats>(reinterpret_cast<Ints>(line_at<S>(magnitude(x))) ^ sign);
+    line = at_least(-127.0f, line) + (kHalfUp + kZeroCode<S>);  // there is no -1
+  } else {
+    line = line_at<S>(at_least(0.0f, x));
+    if (keep) line = x > 0 ? at_least(kHalfUp + 1, line) : line;
+  }
+  const Ints bits = reinterpret_cast<Ints>(line);
+  const Ints fraction = (bits + 1) & ((1 << kFractionBits) - 2);
   doubt = fraction < doubt ? fraction : doubt;
-  Ints m = a > zero.above ? (bits >> kFractionBits) & 0xff : Ints{};
-  if (S == Sign::kSigned) m = 127 + (x < 0 ? (m < 127 ? -m : Ints{} - 127) : m);  // there is no -1
-  return m;
+  return bits >> kFractionBits;
 }
 
 // The same by codec.h, an element at a time.
 template <Sign S>
-[[gnu::noinline, gnu::cold]] void encode_by_element(const float* x, std::int64_t n, Scale scale, Zero<S> zero,
+[[gnu::noinline, gnu::cold]] void encode_by_element(const float* x, std::int64_t n, Scale scale, bool keep,
                                                     std::uint8_t* codes) {
   for (std::int64_t i = 0; i < n; ++i) {
     const float element = x[i] * scale.lift * scale.reciprocal;
     codes[i] = encode<S>(element);
-    if (zero.above == 0 && element > 0 && codes[i] == kZeroCode<S>) codes[i] = 1;
+    if (keep && element > 0 && codes[i] == kZeroCode<S>) codes[i] = 1;
   }
 }
 
-// Stores the codes of kLanes numbers, rounded as encode_stochastic of codec.h does.
+// The codes of kLanes numbers, rounded as encode_stochastic of codec.h does.
 template <Sign S>
-BNB_LANE void encode_stochastic(Floats x, Floats uniform, Zero<S> zero, std::uint8_t* codes) {
+BNB_LANE Ints encode_stochastic(Floats x, Floats uniform, bool keep) {
   const Floats a = magnitude(x);
-  const Ints nearest = a > kThresholds<S>[1] ? (line_bits<S>(a) >> kFractionBits) & 0xff : Ints{};  // or its neighbour
-  const Ints below = nearest + (a < magnitude_value<S>(nearest));                                   // true is -1
+  const Ints nearest = __builtin_convertvector(line_at<S>(a) + (0.5f - Lines<S>::kBase), Ints);  // or its neighbour
+  const Ints below = nearest + (a < magnitude_value<S>(nearest));                                // true is -1
   const Ints low = below < Magnitudes<S>::kTop - 1 ? below : Ints{} + (Magnitudes<S>::kTop - 1);
   const Floats value = magnitude_value<S>(low), gap = magnitude_value<S>(low + 1) - value;
-  Ints m = low - (uniform * gap < a - value);
-  if (S == Sign::kSigned) {
-    m = 127 + (x < 0 ? (m < 127 ? -m : Ints{} - 127) : m);
-  } else {
-    const Ints least = Ints{} + (zero.above == 0);
-    m = x > 0 ? (m > least ? m : least) : Ints{};
-  }
-  store_bytes(m, codes);
+  const Ints m = low - (uniform * gap < a - value);
+  if (S == Sign::kSigned) return 127 + (x < 0 ? (m < 127 ? -m : Ints{} - 127) : m);
+  const Ints least = Ints{} + keep;
+  return x > 0 ? (m > least ? m : least) : Ints{};
 }
 
 }  // namespace BNB_ISA

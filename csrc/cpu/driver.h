@@ -168,7 +168,7 @@ void quantize_blocks(const Quantized& q, std::int64_t first, std::int64_t last) 
   for (std::int64_t block = first; block < last; ++block) {
     const std::int64_t begin = block * q.blocksize, n = block_length(q, block);
     q.absmax[block] = absmax_of(q.values + begin, n);
-    encode_run<S>(q.values + begin, n, q.absmax[block], {}, {}, 0, begin, q.codes + begin);
+    encode_run<S>(q.values + begin, n, q.absmax[block], false, {}, 0, begin, q.codes + begin);
   }
 }
 

@@ -154,5 +154,21 @@ BNB_LANE void store_bytes(Ints x, std::uint8_t* to) {
 #endif
 }
 
+// The lowest bytes of several vectors.
+template <int count>
+BNB_LANE void store_bytes(const Ints (&x)[count], std::uint8_t* to) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  static_assert(count == 4);
+  const __m512i pick = _mm512_set_epi64(0x7c7874706c686460, 0x5c5854504c484440, 0x3c3834302c282420, 0x1c1814100c080400,
+                                        0x7c7874706c686460, 0x5c5854504c484440, 0x3c3834302c282420, 0x1c1814100c080400);
+  const __m512i first =
+      _mm512_permutex2var_epi8(reinterpret_cast<__m512i>(x[0]), pick, reinterpret_cast<__m512i>(x[1]));
+  const __m512i last = _mm512_permutex2var_epi8(reinterpret_cast<__m512i>(x[2]), pick, reinterpret_cast<__m512i>(x[3]));
+  _mm512_storeu_si512(to, _mm512_mask_blend_epi64(0xf0, first, last));
+#else
+  for (int v = 0; v < count; ++v) store_bytes(x[v], to + v * kLanes);
+#endif
+}
+
 }  // namespace BNB_ISA
 }  // namespace bnb
