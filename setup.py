@@ -28,8 +28,6 @@ CXX_FLAGS = [
     "-ffp-contract=off",
     "-fopenmp-simd",
     "-fvisibility=hidden",
-    "-fschedule-insns",
-    "-fsched-pressure",
 ]
 STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000")]  # torch 2.10 and newer
 

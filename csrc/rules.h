@@ -24,8 +24,9 @@ inline namespace BNB_ISA {
 
 using Name = const char*;
 
-BNB_HD float sign(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }  // NaN stays NaN
-BNB_HD float lerp(float from, float to, float weight) { return from + weight * (to - from); }
+BNB_HD float sign(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x; }                   // NaN stays NaN
+BNB_HD float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }  // rounded once
+BNB_HD float lerp(float from, float to, float weight) { return multiply_add(weight, to - from, from); }
 BNB_HD float larger(float x, float bound) { return x < bound ? bound : x; }  // a NaN in x stays
 BNB_HD float square_root(float x) { return __builtin_sqrtf(x); }
 
@@ -33,8 +34,8 @@ BNB_HD float square_root(float x) { return __builtin_sqrtf(x); }
 BNB_HD float adam_ratio(float g, float& m, float& v, float one_minus_beta1, float beta2, float one_minus_beta2,
                         float eps, float debias1, float debias2_sqrt) {
   m = lerp(m, g, one_minus_beta1);
-  v = beta2 * v + one_minus_beta2 * g * g;
-  return m * debias1 / (square_root(v) * debias2_sqrt + eps);
+  v = multiply_add(beta2, v, one_minus_beta2 * g * g);
+  return m * debias1 / multiply_add(square_root(v), debias2_sqrt, eps);
 }
 
 // Adam with L2 decay, https://arxiv.org/abs/1412.6980
@@ -56,7 +57,8 @@ struct AdamW {
   static constexpr std::array kStates = Adam::kStates;
   float lr, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, debias1, debias2_sqrt;
   BNB_HD float direction(float p, float g, float& m, float& v) const {
-    return weight_decay * p + adam_ratio(g, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, debias1, debias2_sqrt);
+    return multiply_add(weight_decay, p,
+                        adam_ratio(g, m, v, one_minus_beta1, beta2, one_minus_beta2, eps, debias1, debias2_sqrt));
   }
 };
 

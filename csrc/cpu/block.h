@@ -24,7 +24,7 @@ template <Sign S>
                                    float absmax, Rounding rounding, std::uint32_t stream) {
   if (state.codes) {
     // A second moment that rounds to zero would turn its first moment into an update without bound.
-    encode_run<S>(x, n, absmax, S == Sign::kUnsigned, rounding, stream, begin, state.codes + begin);
+    encode_run<S, S == Sign::kUnsigned>(x, n, absmax, rounding, stream, begin, state.codes + begin);
     if (!state.whole) state.absmax[block] = absmax;
   } else if (state.values) {
     std::memcpy(state.values + begin, x, sizeof(float) * n);

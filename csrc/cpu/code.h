@@ -8,6 +8,7 @@ namespace bnb {
 inline namespace BNB_ISA {
 
 constexpr int kChunk = 64;  // elements, a multiple of every vector's
+constexpr std::int32_t kSignBit = -0x7fffffff - 1;
 
 #if defined(__x86_64__) && BNB_LANES == 16
 // The map's 256 floats by their bytes: byte b of the number of a code. A register holds 64 of them, and AVX-512 VBMI
@@ -86,8 +87,8 @@ inline constexpr Decades<S> kByExponent{};
 template <Sign S>
 BNB_LANE Floats magnitude_value(Ints m) {
   const Floats x = to_floats(m + Magnitudes<S>::kShift);
-  const Ints bits = reinterpret_cast<Ints>(x), slot = bits >> 23;
-  const Floats anchor = reinterpret_cast<Floats>((bits + 0x00400000) & 0x7f800000);  // x, rounded to a power of two
+  const Ints bits = as_ints(x), slot = bits >> 23;
+  const Floats anchor = as_floats((bits + 0x00400000) & 0x7f800000);  // x, rounded to a power of two
   const Floats i = x - anchor, step = kByExponent<S>.step[slot];
   const Floats end = i < 0 ? all(1.0f) : all(0.1f);
   const Floats value = (fused(step, i, end) + fused(step, i + 1.0f, end)) * kByExponent<S>.half_power[slot];
@@ -99,7 +100,7 @@ BNB_LANE Floats decode(Ints code) {
   if (S == Sign::kUnsigned) return magnitude_value<S>(code);
   const Ints m = code - 127;
   const Floats value = magnitude_value<S>(m < 0 ? -m : m);
-  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(value) | (m & static_cast<std::int32_t>(0x80000000)));
+  return as_floats(as_ints(value) | (m & kSignBit));
 }
 
 // kChunk codes to numbers times `absmax`.
@@ -123,19 +124,21 @@ constexpr int kFractionBits = 15;
 constexpr float kHalfUp = 256.5f;
 constexpr float kLeast = 0x1p-21f;  // below the first threshold between decades
 
-// From the biased exponent of a number from kLeast to 1 to the slot of its decade or of the one below: a line once
-// more, in sixteenths. `T`: int or Ints.
-template <class T>
-constexpr T slot_of_exponent(T biased) {
-  return biased * 5 >> 4;
-}
+// As bits of floats: kLeast and -127.
+constexpr std::int32_t kLeastBits = (127 - 21) << 23;
+constexpr std::uint32_t kMinus127 = 0xc2fe0000;
+
+// The slot of a number's decade or of the one below, for numbers from kLeast to 1, is a line once more: in the upper
+// half of the number's bits, exponent and the first of the fraction.
+constexpr int kSlotFactor = 5, kSlotShift = 11;
+constexpr int slot_of(int upper) { return upper * kSlotFactor >> kSlotShift; }
 
 template <Sign S>
 struct Lines {
   Table threshold, slope, offset, most;
 
   static constexpr float kBase = S == Sign::kUnsigned ? kHalfUp : 0.0f;  // added already
-  static constexpr int slot(int e) { return slot_of_exponent(127 - 21) + e; }
+  static constexpr int slot(int e) { return slot_of((127 - 21) << 7) + e; }
 
   constexpr Lines() {
     using M = Magnitudes<S>;
@@ -159,16 +162,19 @@ inline constexpr Lines<S> kByDecade{};
 
 template <Sign S>
 constexpr bool decades_are_found() {
-  double power = 1;  // 2^(biased - 127)
-  for (int biased = 127; power >= kLeast; --biased, power /= 2) {
-    int first = 0, last = 0;  // decades of the numbers in [power, 2 * power)
-    for (int e = 0; e < kDecades; ++e) {
-      first += kByDecade<S>.threshold.at(Lines<S>::slot(e)) < power;
-      last += kByDecade<S>.threshold.at(Lines<S>::slot(e)) < 2 * power;
+  double power = kLeast;
+  for (int biased = 127 - 21; biased <= 127; ++biased, power *= 2)
+    for (int fraction = 0; fraction < 128; ++fraction) {
+      const double begin = power * (1 + fraction / 128.0), end = power * (1 + (fraction + 1) / 128.0);
+      int first = 0, last = 0;  // decades of the numbers in between
+      for (int e = 0; e < kDecades; ++e) {
+        first += kByDecade<S>.threshold.at(Lines<S>::slot(e)) < begin;
+        last += kByDecade<S>.threshold.at(Lines<S>::slot(e)) < end;
+      }
+      const int e = slot_of(biased << 7 | fraction) - Lines<S>::slot(0);
+      if (e > first || e + 1 < last) return false;
+      if (biased == 127) break;  // nothing is above 1
     }
-    const int e = slot_of_exponent(biased) - Lines<S>::slot(0);
-    if (e > first || e + 1 < last) return false;
-  }
   return true;
 }
 static_assert(decades_are_found<Sign::kSigned>() && decades_are_found<Sign::kUnsigned>());
@@ -189,39 +195,41 @@ constexpr bool lines_are_true() {
   return true;
 }
 static_assert(lines_are_true<Sign::kSigned>() && lines_are_true<Sign::kUnsigned>());
+static_assert(kThresholds<Sign::kUnsigned>[1] < kLeast && kLeast < kThresholds<Sign::kUnsigned>[2]);
 
-// The line of a in [0, 1].
+// The bits of the line of a number from 0 to 1, from that number's bits: as integers, floats of one sign compare alike,
+// and faster. `in_decades`: the same, at least kLeast.
 template <Sign S>
-BNB_LANE Floats line_at(Floats a) {
-  Ints slot = slot_of_exponent(reinterpret_cast<Ints>(at_least(kLeast, a)) >> 23);
-  slot = a > kByDecade<S>.threshold[slot] ? slot + 1 : slot;
-  const Floats line = fused(a, kByDecade<S>.slope[slot], kByDecade<S>.offset[slot]), most = kByDecade<S>.most[slot];
+BNB_LANE Ints line_at(Ints a, Ints in_decades) {
+  Ints slot = upper_times(in_decades, kSlotFactor) >> kSlotShift;
+  slot = a > as_ints(kByDecade<S>.threshold[slot]) ? slot + 1 : slot;
+  const Ints line = as_ints(fused(as_floats(a), kByDecade<S>.slope[slot], kByDecade<S>.offset[slot]));
+  const Ints most = as_ints(kByDecade<S>.most[slot]);
   return line < most ? line : most;
 }
 
 // The codes of kLanes numbers, in the low bytes. `doubt`: 0 in a lane whose code may be off by one, else less than
 // before or more. `keep`: a number above 0 gets another code than zero.
-template <Sign S>
-BNB_LANE Ints encode(Floats x, bool keep, Ints& doubt) {
-  Floats line;  // with kHalfUp
+template <Sign S, bool keep>
+BNB_LANE Ints encode(Floats x, Ints& doubt) {
+  Ints line;  // with kHalfUp
   if (S == Sign::kSigned) {
-    const Ints sign = reinterpret_cast<Ints>(x) & static_cast<std::int32_t>(0x80000000);
-    line = reinterpret_cast<Floats>(reinterpret_cast<Ints>(line_at<S>(magnitude(x))) ^ sign);
-    line = at_least(-127.0f, line) + (kHalfUp + kZeroCode<S>);  // there is no -1
+    const Ints a = as_ints(magnitude(x)), line_of_a = line_at<S>(a, at_least(kLeastBits, a));
+    const Ints at_least_minus_127 = at_most(kMinus127, signed_as(as_ints(x), line_of_a));  // there is no -1
+    line = as_ints(as_floats(at_least_minus_127) + (kHalfUp + kZeroCode<S>));
   } else {
-    line = line_at<S>(at_least(0.0f, x));
-    if (keep) line = x > 0 ? at_least(kHalfUp + 1, line) : line;
+    const Ints a = at_least(keep ? kLeastBits : 0, as_ints(x));  // kLeast has code 1
+    line = line_at<S>(a, keep ? a : at_least(kLeastBits, a));
   }
-  const Ints bits = reinterpret_cast<Ints>(line);
-  const Ints fraction = (bits + 1) & ((1 << kFractionBits) - 2);
+  const Ints fraction = (line + 1) & ((1 << kFractionBits) - 2);
   doubt = fraction < doubt ? fraction : doubt;
-  return bits >> kFractionBits;
+  const Ints code = line >> kFractionBits;
+  return keep ? (as_ints(x) > 0 ? code : Ints{}) : code;
 }
 
 // The same by codec.h, an element at a time.
-template <Sign S>
-[[gnu::noinline, gnu::cold]] void encode_by_element(const float* x, std::int64_t n, Scale scale, bool keep,
-                                                    std::uint8_t* codes) {
+template <Sign S, bool keep>
+[[gnu::noinline, gnu::cold]] void encode_by_element(const float* x, std::int64_t n, Scale scale, std::uint8_t* codes) {
   for (std::int64_t i = 0; i < n; ++i) {
     const float element = x[i] * scale.lift * scale.reciprocal;
     codes[i] = encode<S>(element);
@@ -230,11 +238,12 @@ template <Sign S>
 }
 
 // The codes of kLanes numbers, rounded as encode_stochastic of codec.h does.
-template <Sign S>
-BNB_LANE Ints encode_stochastic(Floats x, Floats uniform, bool keep) {
+template <Sign S, bool keep>
+BNB_LANE Ints encode_stochastic(Floats x, Floats uniform) {
   const Floats a = magnitude(x);
-  const Ints nearest = __builtin_convertvector(line_at<S>(a) + (0.5f - Lines<S>::kBase), Ints);  // or its neighbour
-  const Ints below = nearest + (a < magnitude_value<S>(nearest));                                // true is -1
+  const Floats line = as_floats(line_at<S>(as_ints(a), at_least(kLeastBits, as_ints(a))));
+  const Ints nearest = __builtin_convertvector(line + (0.5f - Lines<S>::kBase), Ints);  // or its neighbour
+  const Ints below = nearest + (a < magnitude_value<S>(nearest));                       // true is -1
   const Ints low = below < Magnitudes<S>::kTop - 1 ? below : Ints{} + (Magnitudes<S>::kTop - 1);
   const Floats value = magnitude_value<S>(low), gap = magnitude_value<S>(low + 1) - value;
   const Ints m = low - (uniform * gap < a - value);

@@ -41,7 +41,7 @@ void advance(const Rule rule, const Block<Rule>& block, const Pace pace, const f
         const float u = rule.direction(p[i], gradient, s[i]...);
         const bool stays = kSkipZeros && gradient == 0;
         if (kSkipZeros) ((s[i] = stays ? before : s[i]), ...);
-        to[i] = from[i] - (stays ? 0.0f : pace.rate * u);
+        to[i] = stays ? from[i] : multiply_add(-pace.rate, u, from[i]);
       }(s[i]...);
     }
   }
@@ -168,7 +168,7 @@ void quantize_blocks(const Quantized& q, std::int64_t first, std::int64_t last) 
   for (std::int64_t block = first; block < last; ++block) {
     const std::int64_t begin = block * q.blocksize, n = block_length(q, block);
     q.absmax[block] = absmax_of(q.values + begin, n);
-    encode_run<S>(q.values + begin, n, q.absmax[block], false, {}, 0, begin, q.codes + begin);
+    encode_run<S, false>(q.values + begin, n, q.absmax[block], {}, 0, begin, q.codes + begin);
   }
 }
 

@@ -38,7 +38,9 @@ BNB_LANE void store(const V& v, T* to) {
 }
 
 BNB_LANE Floats all(float x) { return x - Floats{}; }
-BNB_LANE Floats magnitude(Floats x) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) & 0x7fffffff); }
+BNB_LANE Ints as_ints(Floats x) { return reinterpret_cast<Ints>(x); }
+BNB_LANE Floats as_floats(Ints x) { return reinterpret_cast<Floats>(x); }
+BNB_LANE Floats magnitude(Floats x) { return as_floats(as_ints(x) & 0x7fffffff); }
 BNB_LANE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 
 // The next kLanes bytes.
@@ -69,14 +71,46 @@ BNB_LANE Floats fused(Floats a, Floats b, Floats c) {
 #endif
 }
 
-// a or the bound; the bound where a is NaN.
-BNB_LANE Floats at_least(float bound, Floats a) {
+BNB_LANE Ints at_least(std::int32_t bound, Ints x) {
 #if defined(__x86_64__) && BNB_LANES == 16
-  return reinterpret_cast<Floats>(_mm512_max_ps(reinterpret_cast<__m512>(a), _mm512_set1_ps(bound)));
+  return reinterpret_cast<Ints>(_mm512_max_epi32(reinterpret_cast<__m512i>(x), _mm512_set1_epi32(bound)));
 #elif defined(__x86_64__) && BNB_LANES == 8
-  return reinterpret_cast<Floats>(_mm256_max_ps(reinterpret_cast<__m256>(a), _mm256_set1_ps(bound)));
+  return reinterpret_cast<Ints>(_mm256_max_epi32(reinterpret_cast<__m256i>(x), _mm256_set1_epi32(bound)));
 #else
-  return a > bound ? a : all(bound);
+  return x > bound ? x : Ints{} + bound;
+#endif
+}
+
+// As numbers without a sign: what has the sign bit is above all that has not.
+BNB_LANE Ints at_most(std::uint32_t bound, Ints x) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  return reinterpret_cast<Ints>(_mm512_min_epu32(reinterpret_cast<__m512i>(x), _mm512_set1_epi32(bound)));
+#elif defined(__x86_64__) && BNB_LANES == 8
+  return reinterpret_cast<Ints>(_mm256_min_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi32(bound)));
+#else
+  const Words w = reinterpret_cast<Words>(x);
+  return reinterpret_cast<Ints>(w < bound ? w : Words{} + bound);
+#endif
+}
+
+// x with its sign bit changed where that of `sign` is set.
+BNB_LANE Ints signed_as(Ints sign, Ints x) {
+#if defined(__x86_64__) && BNB_LANES == 16  // in one instruction
+  return reinterpret_cast<Ints>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(sign),
+                                                          _mm512_set1_epi32(-0x7fffffff - 1), 0x78));
+#else
+  return x ^ (sign & (-0x7fffffff - 1));
+#endif
+}
+
+// The upper half of every lane, which is not negative, times `factor`.
+BNB_LANE Ints upper_times(Ints x, std::int16_t factor) {
+#if defined(__x86_64__) && BNB_LANES == 16
+  return reinterpret_cast<Ints>(_mm512_madd_epi16(reinterpret_cast<__m512i>(x), _mm512_set1_epi32(factor << 16)));
+#elif defined(__x86_64__) && BNB_LANES == 8
+  return reinterpret_cast<Ints>(_mm256_madd_epi16(reinterpret_cast<__m256i>(x), _mm256_set1_epi32(factor << 16)));
+#else
+  return (x >> 16) * factor;
 #endif
 }
 

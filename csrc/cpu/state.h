@@ -33,8 +33,8 @@ BNB_LANE void for_each_vector(std::int64_t n, const F& f) {
 }
 
 // To the nearest codes, for n from kLanes to kChunk and a scale that does not lift.
-template <Sign S>
-BNB_LANE void encode_chunk(const float* x, std::int64_t n, Scale scale, bool keep, std::uint8_t* codes) {
+template <Sign S, bool keep>
+BNB_LANE void encode_chunk(const float* x, std::int64_t n, Scale scale, std::uint8_t* codes) {
   Ints doubt = Ints{} + 1;
   if (n == kChunk) {
     // All loads, all arithmetic, all stores: so the vectors, each a long chain, go side by side.
@@ -42,14 +42,14 @@ BNB_LANE void encode_chunk(const float* x, std::int64_t n, Scale scale, bool kee
     Floats scaled[kVectors];
     Ints code[kVectors];
     for (int v = 0; v < kVectors; ++v) scaled[v] = load<Floats>(x + v * kLanes) * scale.reciprocal;
-    for (int v = 0; v < kVectors; ++v) code[v] = encode<S>(scaled[v], keep, doubt);
+    for (int v = 0; v < kVectors; ++v) code[v] = encode<S, keep>(scaled[v], doubt);
     store_bytes(code, codes);
   } else {
     for_each_vector(n, [&](std::int64_t i) {
-      store_bytes(encode<S>(load<Floats>(x + i) * scale.reciprocal, keep, doubt), codes + i);
+      store_bytes(encode<S, keep>(load<Floats>(x + i) * scale.reciprocal, doubt), codes + i);
     });
   }
-  if (any_zero(doubt)) encode_by_element<S>(x, n, scale, keep, codes);
+  if (any_zero(doubt)) encode_by_element<S, keep>(x, n, scale, codes);
 }
 
 template <Sign S>
@@ -69,30 +69,30 @@ void decode_run(const std::uint8_t* codes, float absmax, std::int64_t n, float* 
 
 // Into codes, divided by `absmax`, at least the largest magnitude among them. `keep`: as `encode` takes it. `first`:
 // index in its tensor of x[0].
-template <Sign S>
-void encode_run(const float* x, std::int64_t n, float absmax, bool keep, Rounding rounding, std::uint32_t stream,
+template <Sign S, bool keep>
+void encode_run(const float* x, std::int64_t n, float absmax, Rounding rounding, std::uint32_t stream,
                 std::int64_t first, std::uint8_t* codes) {
   const Scale scale(absmax);
   if (n < kLanes) {
     float padded[kLanes]{};
     std::uint8_t padded_codes[kLanes];
     std::memcpy(padded, x, sizeof(float) * n);
-    encode_run<S>(padded, kLanes, absmax, keep, rounding, stream, first, padded_codes);
+    encode_run<S, keep>(padded, kLanes, absmax, rounding, stream, first, padded_codes);
     std::memcpy(codes, padded_codes, n);
   } else if (rounding.stochastic) {
     const Noise noise(rounding.key, stream, first);
     for_each_vector(n, [&](std::int64_t i) {
       const Floats scaled = load<Floats>(x + i) * scale.lift * scale.reciprocal;
-      store_bytes(encode_stochastic<S>(scaled, uniform(noise[i]), keep), codes + i);
+      store_bytes(encode_stochastic<S, keep>(scaled, uniform(noise[i])), codes + i);
     });
   } else if (scale.lift != 1) {
-    encode_by_element<S>(x, n, scale, keep, codes);
+    encode_by_element<S, keep>(x, n, scale, codes);
   } else {
     std::int64_t begin = 0;
-    for (; begin + kChunk <= n; begin += kChunk) encode_chunk<S>(x + begin, kChunk, scale, keep, codes + begin);
+    for (; begin + kChunk <= n; begin += kChunk) encode_chunk<S, keep>(x + begin, kChunk, scale, codes + begin);
     if (begin == n) return;
     if (n > kChunk) begin = n - kChunk;  // overlaps with the last one
-    encode_chunk<S>(x + begin, n - begin, scale, keep, codes + begin);
+    encode_chunk<S, keep>(x + begin, n - begin, scale, codes + begin);
   }
 }
 
