@@ -42,7 +42,8 @@ struct Float16 {
     const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000) << 16;
     const std::uint32_t magnitude = x.bits & 0x7fff;
     const std::uint32_t normal = (magnitude << 13) + (112u << 23);  // re-bias the exponent
-    const std::uint32_t special = (magnitude << 13) | 0x7f800000;   // infinity and NaN
+    const std::uint32_t quiet = magnitude > 0x7c00 ? 0x00400000 : 0;
+    const std::uint32_t special = (magnitude << 13) | 0x7f800000 | quiet;  // infinity and NaN
     const std::uint32_t subnormal = bits_of(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f);
     return float_of(sign | (magnitude < 0x400 ? subnormal : magnitude < 0x7c00 ? normal : special));
   }
@@ -63,11 +64,35 @@ struct Float16 {
     const std::uint32_t normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
     const std::uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);  // 0.5's last bit is 2^-24
     const std::uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;
-    const std::uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+    const std::uint32_t nan = 0x7e00 | ((magnitude >> 13) & 0x3ff);
+    const std::uint32_t special = magnitude > 0x7f800000 ? nan : 0x7c00;
     return {
         static_cast<std::uint16_t>(sign | (magnitude < 0x477ff000 ? finite : special))};  // 65520 and above: infinity
   }
 };
+
+#if BNB_LANES > 4 || defined(__aarch64__)
+// float16 where the machine converts it, to the same bits.
+BNB_LANE Floats widen_halves(const Float16* from) {
+#if BNB_LANES == 16
+  return reinterpret_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif BNB_LANES == 8
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  return reinterpret_cast<Floats>(vcvt_f32_f16(vreinterpret_f16_u16(load<uint16x4_t>(from))));
+#endif
+}
+
+BNB_LANE void narrow_halves(Floats x, Float16* to) {
+#if BNB_LANES == 16
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(reinterpret_cast<__m512>(x), 0));
+#elif BNB_LANES == 8
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(reinterpret_cast<__m256>(x), 0));
+#else
+  store(vreinterpret_u16_f16(vcvt_f16_f32(reinterpret_cast<float32x4_t>(x))), to);
+#endif
+}
+#endif
 
 // float32 and float64 behind the same name.
 template <class T>
@@ -79,6 +104,14 @@ struct Native {
 template <class T>
 void read_as(const void* source, int n, float* x) {
   const T* from = static_cast<const T*>(source);
+#if BNB_LANES > 4 || defined(__aarch64__)
+  if constexpr (std::is_same_v<T, Float16>) {
+    if (n == kBlock) {
+      for (int i = 0; i < kBlock; i += kLanes) store(widen_halves(from + i), x + i);
+      return;
+    }
+  }
+#endif
   if (n == kBlock) {  // a bound that the compiler knows
     for (int i = 0; i < kBlock; ++i) x[i] = T::widen(from[i]);
   } else {
@@ -117,6 +150,10 @@ void write_as(void* target, int n, const float* x, Rounding rounding, std::int64
     alignas(64) std::uint32_t random[kBlock];
     for (int i = 0; i < kBlock; i += kLanes) store(noise[i], random + i);
     for (int i = 0; i < n; ++i) to[i] = T::narrow(x[i], random[i]);
+#if BNB_LANES > 4 || defined(__aarch64__)
+  } else if (std::is_same_v<T, Float16> && n == kBlock) {
+    for (int i = 0; i < kBlock; i += kLanes) narrow_halves(load<Floats>(x + i), static_cast<Float16*>(target) + i);
+#endif
   } else if (n == kBlock) {
     for (int i = 0; i < kBlock; ++i) to[i] = T::narrow(x[i]);
   } else {
