@@ -82,38 +82,45 @@ void step_block(const Rule& rule, const Slot& slot, const Options& options, cons
   block.put_back(options, layer == nullptr ? nullptr : layer->absmax.data());
 }
 
-// Sum over i of f(i) squared, in double, in an order that no width of vectors changes.
-template <class F>
-double sum_of_squares(int n, const F& f) {
+// Sum of squares in double, in an order that no width of vectors changes. Beyond the end of a short block are zeros.
+inline double sum_of_squares(const float* x) {
   constexpr int kParts = 16;
   double parts[kParts]{};
   static_assert(kBlock % kParts == 0);
-  for (int i = 0; i + kParts <= n; i += kParts)
-    for (int part = 0; part < kParts; ++part) {
-      const double x = f(i + part);
-      parts[part] += x * x;
-    }
-  for (int i = n - n % kParts; i < n; ++i) parts[i % kParts] += static_cast<double>(f(i)) * f(i);
+  for (int i = 0; i < kBlock; i += kParts)
+    for (int part = 0; part < kParts; ++part) parts[part] += static_cast<double>(x[i + part]) * x[i + part];
   double sum = 0;
   for (const double part : parts) sum += part;
   return sum;
 }
 
-// What a layer-wise rule, max_unorm or a state with one absmax for the whole tensor need to know of a block beforehand.
-// The step is taken as if the rate were 1, and nothing is stored.
+// The number that a layer-wise rule measures of every element, from copies of the states.
+template <class Rule, class... States>
+void measured(const Rule rule, float scale, const float* p, const float* g, float* to, const States*... s) {
+#pragma omp simd
+  for (int i = 0; i < kBlock; ++i)
+    to[i] = [&](auto... state) { return rule.measured(p[i], g[i] * scale, state...); }(s[i]...);
+}
+
+// What must be known of a block beforehand; nothing is stored. With the norms unknown, those for a layer-wise rule;
+// then, for max_unorm and states with one absmax for the whole tensor, the step as if the rate were 1.
 template <class Rule, std::size_t... K>
-cpu::Measure measure_block(const Rule& rule, const Slot& slot, const Options& options, std::int64_t index,
-                           std::index_sequence<K...> all) {
+cpu::Measure measure_block(const Rule& rule, bool norms_known, const Slot& slot, const Options& options,
+                           std::int64_t index, std::index_sequence<K...> all) {
   Block<Rule> block(slot, index, false);
   const float scale = grad_scale_of(slot, options);
   cpu::Measure sums{};
-  sums.param = sum_of_squares(block.n, [&](int i) { return block.p[i]; });
-  if constexpr (kLayerwise<Rule>)
-    sums.measured = sum_of_squares(block.n, [&](int i) {
-      return [&](auto... state) { return rule.measured(block.p[i], block.g[i] * scale, state...); }(block.s[K][i]...);
-    });
+  sums.param = sum_of_squares(block.p);
+  if constexpr (kLayerwise<Rule>) {
+    alignas(64) float of_elements[kBlock];
+    measured(rule, scale, block.p, block.g, of_elements, block.s[K]...);
+    if (block.n < kBlock) std::memset(of_elements + block.n, 0, sizeof(float) * (kBlock - block.n));
+    sums.measured = sum_of_squares(of_elements);
+    if (!norms_known) return sums;
+  }
   advance(rule, block, options, {scale, rule.lr}, kZeros, block.p, all);
-  sums.update = sum_of_squares(block.n, [&](int i) { return block.p[i]; });
+  if (block.n < kBlock) std::memset(block.p + block.n, 0, sizeof(float) * (kBlock - block.n));
+  sums.update = sum_of_squares(block.p);
   ((sums.absmax[K] = absmax_of(block.s[K], block.n)), ...);
   return sums;
 }
@@ -153,8 +160,9 @@ void measure_blocks(const Batch& batch, const cpu::Layer* layers, cpu::Measure* 
   Rule base = make_rule<Rule>(batch.scalars);
   base.lr = 1;
   for_each_block(batch, first, last, [&](std::int64_t slot, std::int64_t block, std::int64_t in_batch) {
-    measures[in_batch] = measure_block(rule_for(base, layers == nullptr ? nullptr : layers + slot), batch.slots[slot],
-                                       batch.options, block, std::make_index_sequence<Rule::kStates.size()>{});
+    const cpu::Layer* layer = layers == nullptr ? nullptr : layers + slot;
+    measures[in_batch] = measure_block(rule_for(base, layer), layer != nullptr, batch.slots[slot], batch.options, block,
+                                       std::make_index_sequence<Rule::kStates.size()>{});
   });
 }
 
