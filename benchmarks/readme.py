@@ -1,4 +1,4 @@
-"""Writes the README's numbers from committed results: ``python benchmarks/readme.py``, or ``--check`` to compare.
+"""Writes the documents' numbers from committed results: ``python benchmarks/readme.py``, or ``--check`` to compare.
 
 A table stands between two comments; the first names the table and the result that it is made of::
 
@@ -79,37 +79,67 @@ def speed_table(result: dict[str, Any], picture: str) -> str:
     return "\n".join([*lines, "", caption, "", f"![Time per step beside other libraries]({picture})"])
 
 
-TABLES = {"demo": demo_table, "speed": speed_table}
+def freeze_table(result: dict[str, Any], _: str) -> str:
+    """Decoded moments over exact ones, by state and decay."""
+    names = {"exp_avg_sq": "second moment", "exp_avg": "first moment"}
+    who = {1: "all", 2: "every second"}
+    cases = sorted({(row["every"], -row["scale"]) for row in result["freeze"]})
+    roundings = ("nearest", "stochastic")
+    header = [f"{who[every]} to {-scale}, {rounding}" for every, scale in cases for rounding in roundings]
+    lines = [f"| | beta | {' | '.join(header)} |", f"|---|---|{'---|' * len(header)}"]
+    ratio = {(r["state"], r["beta"], r["every"], -r["scale"], r["rounding"]): r["ratio"] for r in result["freeze"]}
+    for state, name in names.items():
+        for beta in sorted({row["beta"] for row in result["freeze"]}):
+            found = [ratio[(state, beta, *case, rounding)] for case in cases for rounding in roundings]
+            lines.append(f"| {name} | {beta} | {' | '.join(f'{value:.2f}' for value in found)} |")
+    return "\n".join(lines)
 
 
-def written(text: str, root: Path) -> str:
+def rounding_table(result: dict[str, Any], _: str) -> str:
+    """Validation losses by training and rounding."""
+    lines = ["| training | data | state | validation loss | to fp32 | second moment |", "|---|---|---|---|---|---|"]
+    for row in result["summary"]:
+        difference = "" if row["variant"] == "fp32" else f"{row['difference']:+.4f} ± {row['error']:.4f}"
+        lines.append(
+            f"| {row['task']} | {'shift' if row['shifts'] else 'stay'} | {row['variant']} | {row['mean']:.4f} ± "
+            f"{row['deviation']:.4f} | {difference} | {row['second moment ratio']:.2f} |"
+        )
+    seeds = max(row["seeds"] for row in result["summary"])
+    return "\n".join([*lines, "", f"{seeds} seeds, {result['steps']} steps, torch {result['torch']}."])
+
+
+TABLES = {"demo": demo_table, "speed": speed_table, "freeze": freeze_table, "rounding": rounding_table}
+
+
+def written(text: str, root: Path, name_of_text: str = "README.md") -> str:
     """The text with every marked table made anew from the results below `root`."""
 
     def table(match: re.Match[str]) -> str:
         opening, name, source, closing = match.groups()
         if name not in TABLES:
-            raise SystemExit(f"README.md marks a table {name!r}; expected one of {', '.join(TABLES)}")
-        picture = source.removesuffix(".json") + ".png"
+            raise SystemExit(f"{name_of_text} marks a table {name!r}; expected one of {', '.join(TABLES)}")
+        up = "../" * name_of_text.count("/")
+        picture = up + source.removesuffix(".json") + ".png"
         return f"{opening}{TABLES[name](json.loads((root / source).read_text()), picture)}\n{closing}"
 
     result, count = MARKED.subn(table, text)
     if count != text.count("written by benchmarks/readme.py"):
-        raise SystemExit("README.md has a mark of a table that does not read as benchmarks/readme.py says")
+        raise SystemExit(f"{name_of_text} has a mark of a table that does not read as benchmarks/readme.py says")
     return result
 
 
 def main() -> None:
     """Writes, or with --check compares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if the README differs, write nothing")
+    parser.add_argument("--check", action="store_true", help="fail if a document differs, write nothing")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = readme.read_text()
-    after = written(before, ROOT)
-    if args.check and after != before:
-        raise SystemExit("README.md does not show the results in benchmarks/results: run `make readme`")
-    if not args.check:
-        readme.write_text(after)
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        name, before = str(document.relative_to(ROOT)), document.read_text()
+        after = written(before, ROOT, name)
+        if args.check and after != before:
+            raise SystemExit(f"{name} does not show the results in benchmarks/results: run `make readme`")
+        if not args.check:
+            document.write_text(after)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_the_readmes_snippets_run():
     assert "exp_avg" in optimizer.state[model.head.linear.weight]
 
 
-@pytest.mark.parametrize(("page", "count"), [("overrides.md", 13), ("checkpoints.md", 7)])
+@pytest.mark.parametrize(("page", "count"), [("overrides.md", 13), ("checkpoints.md", 7), ("rounding.md", 1)])
 def test_the_pages_snippets_run(page, count, tmp_path, monkeypatch):
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
     assert len(snippets) == count
