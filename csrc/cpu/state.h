@@ -10,14 +10,14 @@ inline namespace BNB_ISA {
 
 inline float absmax_of(const float* x, std::int64_t n) {
   Ints most[2]{};  // two chains
-  std::int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes)
+  const std::int64_t in_pairs = n - n % (2 * kLanes);
+  for (std::int64_t i = 0; i < in_pairs; i += 2 * kLanes)
     for (int chain = 0; chain < 2; ++chain) {
       const Ints bits = load<Ints>(x + i + chain * kLanes) & 0x7fffffff;
       most[chain] = bits > most[chain] ? bits : most[chain];
     }
   std::int32_t bits = largest(most[0] > most[1] ? most[0] : most[1]);
-  for (; i < n; ++i) bits = magnitude_bits(x[i]) > bits ? magnitude_bits(x[i]) : bits;
+  for (std::int64_t i = in_pairs; i < n; ++i) bits = magnitude_bits(x[i]) > bits ? magnitude_bits(x[i]) : bits;
   float absmax;
   std::memcpy(&absmax, &bits, sizeof absmax);
   return absmax;
