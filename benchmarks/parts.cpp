@@ -14,7 +14,7 @@
 
 using namespace bnb;
 
-constexpr int kElements = 2048;
+constexpr int kElements = 1024;  // 22 KiB in all
 
 struct Data {
   alignas(64) float p[kElements], g[kElements], m[kElements], v[kElements];

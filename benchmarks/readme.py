@@ -26,7 +26,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def short(value: float, digits: int = 3) -> str:
     """So many digits that mean something, and all of those before the point: 0.0123, 12.3, 1234."""
-    return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}"
+    return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:#.{digits}g}".rstrip(".")
 
 
 def demo_table(result: dict[str, Any], picture: str) -> str:
@@ -108,7 +108,28 @@ def rounding_table(result: dict[str, Any], _: str) -> str:
     return "\n".join([*lines, "", f"{seeds} seeds, {result['steps']} steps, torch {result['torch']}."])
 
 
-TABLES = {"demo": demo_table, "speed": speed_table, "freeze": freeze_table, "rounding": rounding_table}
+def parts_table(result: dict[str, Any], _: str) -> str:
+    """The parts of a step by instruction set: nanoseconds per element, and instructions per 16 elements."""
+    found = {(row["part"], row["isa"]): row for row in result["rows"]}
+    sets = list(dict.fromkeys(row["isa"] for row in result["rows"]))
+    lines = [f"| ns per element (instructions per 16) | {' | '.join(sets)} |", f"|---|{'---|' * len(sets)}"]
+    for part in dict.fromkeys(row["part"] for row in result["rows"]):
+        cells = []
+        for isa in sets:
+            row = found[part, isa]
+            counted = row["instructions per 16"]
+            cells.append(short(row["ns"], 3) + (f" ({counted:.0f})" if counted else ""))
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"{result['machine']['cpu']}, torch {result['machine']['torch']}."])
+
+
+TABLES = {
+    "demo": demo_table,
+    "speed": speed_table,
+    "freeze": freeze_table,
+    "rounding": rounding_table,
+    "parts": parts_table,
+}
 
 
 def written(text: str, root: Path, name_of_text: str = "README.md") -> str:
