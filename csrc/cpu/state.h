@@ -1,7 +1,6 @@
 // A run of a state, in memory as float32 or as codes, to and from floats in the L1 cache. It must not know which rule
 // reads them.
 #pragma once
-#include "../storage.h"
 #include "code.h"
 #include "noise.h"
 
