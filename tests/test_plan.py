@@ -1,0 +1,153 @@
+"""The plan of a step is kept for the next one, and never outlives what it was made of."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from cases import CASES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import torch_bnb as bnb
+from torch_bnb.optim import plan
+from torch_bnb.optim.plan import Plan
+
+SHAPES = [(70, 70), (5000,), (33,), (2, 3000)]
+
+
+def start(name="adamw", **options):
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(shape, generator=generator).requires_grad_() for shape in SHAPES]
+    case = CASES[name]
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    return params, case.optimizer(groups, lr=case.lr, optim_bits=8, **{**case.configs[1], **options})
+
+
+def give_gradients(params, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in params:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def step(params, optimizer, seed):
+    give_gradients(params, seed)
+    optimizer.step()
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    made = []
+
+    class Counted(Plan):
+        def __init__(self, *arguments):
+            made.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("torch_bnb.optim.base.Plan", Counted)
+    return made
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_that_are_alike_are_planned_once(name, plans):
+    params, optimizer = start(name)
+    for seed in range(5):
+        step(params, optimizer, seed)
+        optimizer.param_groups[0]["lr"] *= 0.9  # a schedule's numbers are new in every step
+        optimizer.param_groups[1]["lr"] *= 0.9
+    # The first step differs: there was no state yet.
+    assert len(plans) <= 2
+
+
+def no_gradient(params, optimizer):
+    params[0].grad = None
+
+
+def strided_gradient(params, optimizer):
+    params[3].grad = params[3].grad.t().contiguous().t()
+
+
+def other_rates(params, optimizer):
+    optimizer.param_groups[1]["lr"] *= 0.5
+
+
+def fewer_bits(params, optimizer):
+    optimizer.param_groups[0]["optim_bits"] = 40 - optimizer.param_groups[0]["optim_bits"]
+
+
+def hint(params, optimizer):
+    bnb.optim.GlobalOptimManager.get_instance().override_config(params[1], "weight_decay", 0.3)
+
+
+def clipped(params, optimizer):
+    optimizer.param_groups[1]["percentile_clipping"] = 50
+
+
+def no_state(params, optimizer):
+    optimizer.state.pop(params[1], None)
+
+
+def other_count(params, optimizer):
+    if params[2] in optimizer.state:
+        optimizer.state[params[2]]["step"] = 40
+
+
+def reloaded(params, optimizer):
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def skipped_zeros(params, optimizer):
+    params[1].grad[:4000] = 0
+    optimizer.param_groups[0]["skip_zeros"] = True
+
+
+EVENTS = [
+    no_gradient, strided_gradient, other_rates, fewer_bits, hint, clipped, no_state, other_count, reloaded,
+    skipped_zeros, lambda params, optimizer: None,
+]  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(events=st.lists(st.sampled_from(EVENTS), min_size=2, max_size=8), name=st.sampled_from(["adamw", "sgd", "lamb"]))
+def test_a_kept_plan_steps_as_a_new_one_whatever_happens_in_between(events, name):
+    bnb.optim.GlobalOptimManager.get_instance().initialize()
+    ours, kept = start(name)
+    theirs, planned_anew = start(name)
+    for seed, event in enumerate(events):
+        for params, optimizer in ((ours, kept), (theirs, planned_anew)):
+            give_gradients(params, seed)
+            event(params, optimizer)
+        planned_anew._plan = None
+        kept.step()
+        planned_anew.step()
+        assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True)), event
+        for p, q in zip(ours, theirs, strict=True):
+            a, b = kept.state.get(p, {}), planned_anew.state.get(q, {})
+            assert a.keys() == b.keys()
+            for key in a:
+                equal = torch.as_tensor(a[key]).nan_to_num() == torch.as_tensor(b[key]).nan_to_num()
+                assert equal.all(), (event, key)
+
+
+def test_a_plan_keeps_no_parameter_and_no_gradient_alive():
+    params, optimizer = start()
+    for seed in range(3):
+        step(params, optimizer, seed)
+    gradients = [weakref.ref(parameter.grad) for parameter in params]
+    optimizer.zero_grad()
+    gc.collect()
+    assert all(gradient() is None for gradient in gradients)
+    assert not any(planned.call.params for planned in optimizer._plan._planned)
+
+
+def test_a_step_that_fails_leaves_no_plan():
+    params, optimizer = start()
+    step(params, optimizer, 0)
+    give_gradients(params, 1)
+    optimizer.param_groups[0]["lr"] = "fast"
+    with pytest.raises(ValueError, match="fast"):
+        optimizer.step()
+    assert optimizer._plan is None
+    optimizer.param_groups[0]["lr"] = 1e-2
+    optimizer.step()
+    assert isinstance(optimizer._plan, plan.Plan)
