@@ -27,7 +27,7 @@ def start(name="adamw", **options):
 def give_gradients(params, seed):
     generator = torch.Generator().manual_seed(seed)
     for parameter in params:
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
 
 
 def step(params, optimizer, seed):
@@ -67,6 +67,16 @@ def strided_gradient(params, optimizer):
     params[3].grad = params[3].grad.t().contiguous().t()
 
 
+def strided_parameter(params, optimizer):
+    params[3].data = params[3].data.t().contiguous().t()  # as module.to(memory_format=torch.channels_last) does
+
+
+def other_dtype(params, optimizer):
+    params[0].grad = None
+    params[0].data = params[0].data.double()
+    params[0].grad = torch.ones(SHAPES[0], dtype=torch.float64)
+
+
 def other_rates(params, optimizer):
     optimizer.param_groups[1]["lr"] *= 0.5
 
@@ -102,7 +112,8 @@ def skipped_zeros(params, optimizer):
 
 
 EVENTS = [
-    no_gradient, strided_gradient, other_rates, fewer_bits, hint, clipped, no_state, other_count, reloaded,
+    no_gradient, strided_gradient, strided_parameter, other_dtype, other_rates,
+    fewer_bits, hint, clipped, no_state, other_count, reloaded,
     skipped_zeros, lambda params, optimizer: None,
 ]  # fmt: skip
 
@@ -138,6 +149,22 @@ def test_a_plan_keeps_no_parameter_and_no_gradient_alive():
     gc.collect()
     assert all(gradient() is None for gradient in gradients)
     assert not any(planned.call.params for planned in optimizer._plan._planned)
+
+
+def test_a_gradient_that_goes_wrong_later_is_an_error_before_anything_moves():
+    params, optimizer = start()
+    optimizer.param_groups[1]["lr"] *= 0.5  # two calls of the operator
+    for seed in range(2):
+        step(params, optimizer, seed)
+    give_gradients(params, 2)
+    params[3].grad_dtype = None
+    params[3].grad = torch.ones(SHAPES[3], dtype=torch.int32)
+    before = [parameter.detach().clone() for parameter in params]
+    with pytest.raises(
+        ValueError, match=r"AdamW: parameter 1 of group 1, shape \(2, 3000\): its gradient is torch.int32"
+    ):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
 
 
 def test_a_step_that_fails_leaves_no_plan():

@@ -65,6 +65,8 @@ class Planned:
     """Of its parameters among all of the optimizer's."""
     situations: dict[int, tuple[Situation, int]] = field(default_factory=dict)
     """By id, each with the position in the call of one of its parameters."""
+    dtypes: list[torch.dtype] = field(default_factory=list)
+    """Of its parameters: frameworks exchange their data, too."""
 
 
 class Plan:
@@ -114,6 +116,7 @@ class Plan:
                 own = planned[place]
                 own.situations.setdefault(id(situation), (situation, len(own.indices)))
                 own.indices.append(index)
+                own.dtypes.append(parameter.dtype)
                 storage.prepare(state, own.call.active, parameter, config, optimizer.initial(config))
                 own.call.add(parameter, grad, state, step)
                 if clips:
@@ -153,8 +156,12 @@ class Plan:
             return False
         call.params = [params[index] for index in planned.indices]
         call.grads = [parameter.grad for parameter in call.params]
-        for grad in call.grads:
+        if [parameter.dtype for parameter in call.params] != planned.dtypes:
+            return False
+        for parameter, grad in zip(call.params, call.grads, strict=True):
             if grad is None or grad.layout is not torch.strided or not grad.is_contiguous():
+                return False
+            if not parameter.is_contiguous() or grad.dtype not in FLOATING or grad.device != parameter.device:
                 return False
         scalars: dict[str, float] | None = None
         for situation, position in planned.situations.values():
