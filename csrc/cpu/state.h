@@ -31,24 +31,16 @@ BNB_LANE void for_each_vector(std::int64_t n, const F& f) {
   if (i < n) f(n < kLanes ? 0 : n - kLanes);
 }
 
-// To the nearest codes, for n from kLanes to kChunk and a scale that does not lift.
+// kChunk numbers to the nearest codes, by a scale that does not lift.
 template <Sign S, bool keep>
-BNB_LANE void encode_chunk(const float* x, std::int64_t n, Scale scale, std::uint8_t* codes) {
-  Ints doubt = Ints{} + 1;
-  if (n == kChunk) {
-    // All loads, all arithmetic, all stores: so the vectors, each a long chain, go side by side.
-    constexpr int kVectors = kChunk / kLanes;
-    Floats scaled[kVectors];
-    Ints code[kVectors];
-    for (int v = 0; v < kVectors; ++v) scaled[v] = load<Floats>(x + v * kLanes) * scale.reciprocal;
-    for (int v = 0; v < kVectors; ++v) code[v] = encode<S, keep>(scaled[v], doubt);
-    store_bytes(code, codes);
-  } else {
-    for_each_vector(n, [&](std::int64_t i) {
-      store_bytes(encode<S, keep>(load<Floats>(x + i) * scale.reciprocal, doubt), codes + i);
-    });
+BNB_LANE void encode_chunk(const float* x, Scale scale, std::uint8_t* codes) {
+  Halves doubt = ~Halves{};
+  for (int i = 0; i < kChunk; i += kSide * kLanes) {
+    Floats scaled[kSide];
+    for (int v = 0; v < kSide; ++v) scaled[v] = load<Floats>(x + i + v * kLanes) * scale.reciprocal;
+    store(encode<S, keep>(scaled, doubt), codes + i);
   }
-  if (any_zero(doubt)) encode_by_element<S, keep>(x, n, scale, codes);
+  if (any_below(kDoubtful, doubt)) encode_by_element<S, keep>(x, kChunk, scale, codes);
 }
 
 template <Sign S>
@@ -88,10 +80,13 @@ void encode_run(const float* x, std::int64_t n, float absmax, Rounding rounding,
     encode_by_element<S, keep>(x, n, scale, codes);
   } else {
     std::int64_t begin = 0;
-    for (; begin + kChunk <= n; begin += kChunk) encode_chunk<S, keep>(x + begin, kChunk, scale, codes + begin);
+    for (; begin + kChunk <= n; begin += kChunk) encode_chunk<S, keep>(x + begin, scale, codes + begin);
     if (begin == n) return;
-    if (n > kChunk) begin = n - kChunk;  // overlaps with the last one
-    encode_chunk<S, keep>(x + begin, n - begin, scale, codes + begin);
+    float padded[kChunk]{};
+    std::uint8_t padded_codes[kChunk];
+    std::memcpy(padded, x + begin, sizeof(float) * (n - begin));
+    encode_chunk<S, keep>(padded, scale, padded_codes);
+    std::memcpy(codes + begin, padded_codes, n - begin);
   }
 }
 
