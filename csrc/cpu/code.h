@@ -239,9 +239,10 @@ BNB_LANE Codes encode(const Floats (&x)[kSide], Halves& doubt) {
 
 // The same by codec.h, an element at a time.
 template <Sign S, bool keep>
-[[gnu::noinline, gnu::cold]] void encode_by_element(const float* x, std::int64_t n, Scale scale, std::uint8_t* codes) {
+[[gnu::noinline, gnu::cold]] void encode_by_element(const float* x, std::int64_t n, float reciprocal,
+                                                    std::uint8_t* codes) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const float element = x[i] * scale.lift * scale.reciprocal;
+    const float element = x[i] * reciprocal;
     codes[i] = encode<S>(element);
     if (keep && element > 0 && codes[i] == kZeroCode<S>) codes[i] = 1;
   }
