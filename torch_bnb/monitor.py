@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from torch_bnb.memory import report
@@ -116,15 +115,17 @@ def measure(optimizer: BlockwiseOptimizer) -> Measurement:
     """
     if not isinstance(optimizer, BlockwiseOptimizer):
         raise TypeError(f"measure: expected an optimizer of torch_bnb.optim, got {type(optimizer).__name__}")
-    places = [place for place in optimizer.configurations() if place.parameter.grad is not None]
-    sums = [found for batch in _batches(places) for found in _sums(optimizer, batch)]
-    sizes = {row.name: row.state for row in report(optimizer).rows}
+    sizes = [row.state for row in report(optimizer).rows]
+    placed = list(zip(optimizer.configurations(), sizes, strict=True))
+    placed = [(place, size) for place, size in placed if place.parameter.grad is not None]
+    sums = [found for batch in _batches([place for place, _ in placed]) for found in _sums(optimizer, batch)]
     parameters: dict[str, Quality] = {}
     groups: dict[int, Quality] = {}
-    for place, (error, exact, unmoved, update, weight) in zip(places, _on_host(sums), strict=True):
+    for (place, size), (error, exact, unmoved, update, weight) in zip(placed, _on_host(sums), strict=True):
         codes = len(place.states) * place.parameter.numel() if place.bits == 8 else 0
-        quality = Quality(error, exact, unmoved, codes, update, weight, sizes[place.name])
-        parameters[place.name] = quality
+        quality = Quality(error, exact, unmoved, codes, update, weight, size)
+        name = place.name if place.name not in parameters else f"{place.name} (group {place.group})"
+        parameters[name] = quality
         groups[place.group] = groups.get(place.group, _NOTHING) + quality
     return Measurement(parameters, groups, sum(groups.values(), _NOTHING))
 
@@ -266,4 +267,4 @@ def _step_on_copies(
 
 def _sum(values: Tensor) -> Tensor:
     total = values.sum(dtype=torch.float64)
-    return total.full_tensor() if isinstance(total, DTensor) else total
+    return total.full_tensor() if hasattr(total, "full_tensor") else total  # a DTensor's parts, from all processes
