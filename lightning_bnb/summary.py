@@ -48,15 +48,19 @@ def _ours(optimizers: Sequence[Optimizer]) -> list[BlockwiseOptimizer]:
 def _table(optimizer: BlockwiseOptimizer) -> str:
     rows = []
     for row in GlobalOptimManager.get_instance().explain(optimizer):
-        notes = [f"{voice.option}={voice.value} by {voice.source}" for voice in row.hints if voice.won]
+        won = "\n".join(f"{voice.option}={voice.value} by {voice.source}" for voice in row.hints if voice.won)
         smallest = row.overrides.get("min_8bit_size", optimizer.defaults["min_8bit_size"])
-        if optimizer.defaults["optim_bits"] == 8 and row.bits == 32 and math.prod(row.shape) < smallest:
-            notes.append(f"fewer than min_8bit_size={smallest} elements")
+        small = optimizer.defaults["optim_bits"] == 8 and row.bits == 32 and math.prod(row.shape) < smallest
         shape = "x".join(map(str, row.shape)) or "1"
-        rows.append((row.name, shape, str(row.bits), f"{row.lr:.3g}", "\n".join(notes)))
+        rows.append((row.name, shape, f"{row.bits}{'*' if small else ' '}", f"{row.lr:.3g}", won))
     shown = rows if len(rows) <= MOST_ROWS else list(_some_of_each(rows))
-    title = f"EightBitOptimizer: {type(optimizer).__name__}, {len(rows)} parameters"
-    return render(HEADER, shown, left=("parameter", "hint that won"), title=title)
+    table = render(
+        HEADER,
+        shown,
+        left=("parameter", "hint that won"),
+        title=f"EightBitOptimizer: {type(optimizer).__name__}, {len(rows)} parameters",
+    )
+    return table + ("\n* fewer than min_8bit_size elements" if any("*" in row[2] for row in rows) else "")
 
 
 def _some_of_each(rows: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
