@@ -15,7 +15,7 @@ from torch_bnb.tables import readable_bytes, render
 HEADER = ("parameter", "shape", "bits", "lr", "hint that won")
 MOST_ROWS = 40
 """Of an optimizer with more parameters, those that are alike are shown by a few of them."""
-OF_EACH = 4
+OF_EACH = 2
 
 
 def planned(optimizers: Sequence[Optimizer]) -> str:

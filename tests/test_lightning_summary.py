@@ -58,8 +58,8 @@ def test_a_long_table_shows_a_few_of_those_that_are_alike(capsys):
     fit(Deep(), EightBitOptimizer(overrides={"blocks.*.bias": {"weight_decay": 0.0}}))
     text = capsys.readouterr().out
     assert "AdamW, 63 parameters" in text
-    assert "... 26 more like these" in text and "... 27 more like these" in text
-    assert "blocks.3.bias" in text and "blocks.9.bias" not in text
+    assert "... 28 more like these" in text and "... 29 more like these" in text
+    assert "blocks.1.bias" in text and "blocks.9.bias" not in text
 
 
 def test_what_is_not_ours_is_not_in_the_table():
