@@ -2,9 +2,9 @@
 
     python examples/lightning_vit.py
 
-The transformer is made of ``torch.nn.TransformerEncoder`` with the names and proportions of a ViT, at a size for a CPU; its weights are
-random where a real fine-tuning would load them. What a fine-tuning says of single parameters, it says in one place:
-the body learns slower than the new head, the layers near the input slowest, norms and biases do not decay.
+The transformer is made of ``torch.nn.TransformerEncoder`` with the names and proportions of a ViT, at a size for a CPU;
+its weights are random where a real fine-tuning would load them. What a fine-tuning says of single parameters, it says
+in one place: the layers near the input learn slowest, norms and biases do not decay, tokens keep 32 bits.
 """
 
 import argparse

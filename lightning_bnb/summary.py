@@ -76,6 +76,8 @@ def _some_of_each(rows: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
 def _sizes(optimizer: BlockwiseOptimizer, measured: bool) -> str:
     memory = report(optimizer)
     name, full = type(optimizer).__name__, readable_bytes(memory.total.state_32bit)
+    if any(hasattr(parameter, "full_tensor") for group in optimizer.param_groups for parameter in group["params"]):
+        full += " (this process's share of them)"
     if measured:
         return f"EightBitOptimizer: state of {name}, measured: {readable_bytes(memory.total.state)}; in 32 bits: {full}"
     text = f"EightBitOptimizer: state of {name}, planned: {readable_bytes(memory.total.planned)}; in 32 bits: {full}"

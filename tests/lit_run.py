@@ -12,10 +12,10 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lit import QUIET, Bare
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader
 
 from lightning_bnb import EightBitOptimizer, OptimizerStateMonitor, optim_overrides
@@ -44,6 +44,16 @@ class Sharded(Model):
         if not isinstance(self.head, FSDPModule):
             for layer in (self.embed, self.head):
                 fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+
+class FSDPOnCPU(FSDPStrategy):
+    """Lightning and torch want a GPU for FSDP1 unless the CPU is asked for by name. Saves sharded checkpoints."""
+
+    def __init__(self):
+        super().__init__(state_dict_type="sharded")
+
+    def _setup_model(self, model):
+        return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
 
 
 def overrides():
@@ -89,6 +99,8 @@ def train(strategy, devices, folder, epochs, ckpt_path=None):
         strategy = ModelParallelStrategy(
             data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=strategy == "fsdp2-sharded"
         )
+    elif strategy == "fsdp1":
+        strategy = FSDPOnCPU()
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
