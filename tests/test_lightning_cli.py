@@ -1,5 +1,6 @@
 """LightningCLI: the callback and its hints from YAML and the command line, and what is refused before training."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "lightning_cli"
+PAGE = (ROOT / "examples" / "README.md").read_text()
 CONFIG = """
 trainer:
   callbacks:
@@ -143,6 +145,10 @@ def test_the_example_runs_as_it_is(tmp_path):
     done = subprocess.run([*command, *shorter], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "optim_bits=32 by EightBitOptimizer('*.token.weight')" in done.stdout
+    said = re.search(
+        r"^EightBitOptimizer: state .*measured.*$", PAGE.partition("## lightning_cli")[2], flags=re.MULTILINE
+    )
+    assert said[0] in done.stdout
     (metrics,) = (tmp_path / "results").glob("lightning_cli/**/metrics.csv")
     keys = {"lr-AdamW", "lr-AdamW/gpt.token.weight", "optimizer_state/worst/quantization_error", "val_loss"}
     assert keys <= {*metrics.read_text().splitlines()[0].split(",")}

@@ -1,0 +1,30 @@
+"""The examples' page says what the examples print."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "examples" / "README.md").read_text()
+
+
+def test_every_command_names_a_file():
+    commands = re.findall(r"^python (examples/\S+\.py)", PAGE, flags=re.MULTILINE)
+    assert len(commands) == 4 and all((ROOT / path).exists() for path in commands)
+
+
+@pytest.mark.slow
+def test_the_digits_example_prints_what_its_page_says(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "lightning_vit.py"), "--epochs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (section,) = [part for part in PAGE.split("\n## ") if part.startswith("lightning_vit.py")]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
+    (said,) = [text.splitlines() for language, text in blocks if not language]
+    same_everywhere = [line for line in said if line.startswith("EightBitOptimizer")]
+    assert len(same_everywhere) == 3 and set(same_everywhere) <= set(done.stdout.splitlines())
+    per_parameter = [line.partition(", ")[2] for line in said if "bytes of optimizer state" in line]
+    assert len(per_parameter) == 2 and all(text in done.stdout for text in per_parameter)
