@@ -102,6 +102,7 @@ class EightBitOptimizer(pl.Callback):
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Gives the module its own ``configure_optimizers`` back."""
+        self.state_dict()  # what held in this fit, for a checkpoint that is written after it
         self._restore_module()
 
     @override
@@ -177,14 +178,14 @@ class EightBitOptimizer(pl.Callback):
                 configured = original()
             if self.replace_torch_optimizers:
                 configured = build.replaced(configured, self.optim_bits)
-            self._optimizers = optimizers_in(configured)
-            for optimizer in self._optimizers:
+            optimizers = optimizers_in(configured)
+            for optimizer in optimizers:
                 build.warn_of_full_precision(optimizer)  # looks all hints up, so that what is wrong with them comes now
-            strategies.prepare(trainer.strategy, self._optimizers)
+            strategies.prepare(trainer.strategy, optimizers)
+        self._optimizers = optimizers
         return configured
 
     def _restore_module(self) -> None:
         if self._restore is not None:
-            self.state_dict()  # what held in this fit, for a checkpoint that is written after it
             self._restore()
-            self._restore, self._optimizers = None, []
+        self._restore, self._optimizers = None, []

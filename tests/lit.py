@@ -1,5 +1,7 @@
 """A small LightningModule, its data and a quiet fit, for every test of the Lightning plugin."""
 
+import csv
+
 import lightning.pytorch as pl
 import torch
 from torch import nn
@@ -59,3 +61,15 @@ def bits(trainer, parameter, index=0):
 def same_weights(one, other):
     pairs = list(zip(one.parameters(), other.parameters(), strict=True))
     return bool(pairs) and all(torch.equal(p, q) for p, q in pairs)
+
+
+def csv_columns(logger):
+    """By key, (step, value) pairs as they are in the file."""
+    logger.save()
+    columns = {}
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        for row in csv.DictReader(file):
+            for key, value in row.items():
+                if value and key != "step":
+                    columns.setdefault(key, []).append((int(row["step"]), float(value)))
+    return columns

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit import QUIET, Bare, Model, bits, data
 
 import torch_bnb as bnb
@@ -102,6 +103,13 @@ def test_a_torch_optimizer_from_the_command_line_is_replaced():
         "--optimizer=torch.optim.AdamW", "--optimizer.lr=0.5", "--trainer.callbacks+=lightning_bnb.EightBitOptimizer"
     )
     assert type(trained(made).optimizers[0]) is bnb.optim.AdamW
+
+
+def test_a_hint_that_the_prebuilt_optimizer_cannot_honour_is_a_misconfiguration(config):
+    made = cli(config, '--trainer.callbacks.overrides={"head.bias": {"momentum": 0.5}}')
+    with pytest.raises(MisconfigurationException, match="AdamW has no option 'momentum'"):
+        trained(made)
+    assert [type(o) for o in made.trainer.optimizers] == []
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,17 @@
 """What reaches the loggers: the quality of the states, and rates of single parameters."""
 
-import csv
-
 import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lit import Bare, Model, fit
+from lit import Bare, Model, csv_columns, fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import torch_bnb as bnb
 from lightning_bnb import EightBitOptimizer, OptimizerStateMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
-
-
-def csv_columns(logger):
-    """By key, (step, value) pairs as they are in the file."""
-    logger.save()
-    columns = {}
-    with open(f"{logger.log_dir}/metrics.csv") as file:
-        for row in csv.DictReader(file):
-            for key, value in row.items():
-                if value and key != "step":
-                    columns.setdefault(key, []).append((int(row["step"]), float(value)))
-    return columns
 
 
 def tensorboard_columns(logger):

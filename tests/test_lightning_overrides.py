@@ -6,7 +6,13 @@ import bitsandbytes
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit import QUIET, Bare, Model, bits, data, fit, same_weights, seeded
@@ -213,6 +219,31 @@ def test_the_tuner_searches_with_the_optimizer_that_will_train(tmp_path):
     trainer.fit(module)
     assert bits(trainer, module.head.weight) == 32
     assert trainer.optimizers[0].param_groups[0]["lr"] == finder.suggestion()
+
+
+def test_the_finders_that_are_callbacks_leave_the_training_alone(tmp_path):
+    class Tuned(Model):
+        def __init__(self):
+            super().__init__()
+            self.lr, self.batch_size = 1e-3, 2
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+        def train_dataloader(self):
+            return DataLoader(torch.arange(100), batch_size=self.batch_size)
+
+        val_dataloader = train_dataloader
+
+    module = Tuned()
+    finders = [BatchSizeFinder(steps_per_trial=1, max_trials=2), LearningRateFinder(num_training_steps=40)]
+    options = {**QUIET, "max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path}
+    trainer = pl.Trainer(callbacks=[*finders, EightBitOptimizer(overrides=HEAD_32)], **options)
+    trainer.fit(module)
+    assert type(trainer.optimizers[0]) is bnb.optim.AdamW and bits(trainer, module.head.weight) == 32
+    assert trainer.optimizers[0].param_groups[0]["lr"] == module.lr != 1e-3
+    assert trainer.optimizers[0].state[module.head.weight]["step"] == trainer.global_step > 0
+    assert "configure_optimizers" not in vars(module)
 
 
 class Unfreeze(BaseFinetuning):

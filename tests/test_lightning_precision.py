@@ -4,10 +4,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from lit import QUIET, Bare, Model, bits, fit, seeded
+from lit import QUIET, Bare, Model, bits, csv_columns, fit, seeded
 from torch.utils.data import DataLoader
 
-from lightning_bnb import EightBitOptimizer
+from lightning_bnb import EightBitOptimizer, OptimizerStateMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
 
@@ -48,9 +48,12 @@ class Overflows(Model):
         return loss * torch.inf if index == 1 else loss
 
 
-def test_a_grad_scaler_skips_the_step_that_overflows():
-    module, plugin = seeded(Overflows), scaled(2.0**10)
-    trainer = fit(module, EightBitOptimizer(), plugins=plugin, gradient_clip_val=1.0)
+def test_a_grad_scaler_skips_the_step_that_overflows(tmp_path):
+    module, plugin, logger = seeded(Overflows), scaled(2.0**10), pl.loggers.CSVLogger(tmp_path)
+    options = {"plugins": plugin, "gradient_clip_val": 1.0, "logger": logger}
+    trainer = fit(module, EightBitOptimizer(), OptimizerStateMonitor(every_n_steps=1), **options)
+    moved = [value for _, value in csv_columns(logger)["optimizer_state/group0/update_to_weight"]]
+    assert len(moved) == 3 and all(0 < value < 0.1 for value in moved), "a step that is not made is not measured"
     assert trainer.optimizers[0].state[module.head.weight]["step"] == 3, "of 4 batches"
     assert plugin.scaler.get_scale() == 2.0**9
     assert all(p.isfinite().all() for p in module.parameters())
