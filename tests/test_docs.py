@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import accelerate_bnb
 import lightning_bnb
 import torch_bnb
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
     name
-    for package in (torch_bnb, lightning_bnb)
+    for package in (torch_bnb, lightning_bnb, accelerate_bnb)
     for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if not name.endswith("._C")
 ]

@@ -51,6 +51,7 @@ FORBIDDEN = {
     "torch_bnb/checkpoint/files.py": r"torch_bnb\.(?!checkpoint)",
     "torch_bnb": r"lightning|pytorch_lightning|accelerate|bitsandbytes|torchao\b",
     "benchmarks": r"torch_bnb\.",
+    "accelerate_bnb": r"lightning|torch_bnb\.(ops|codec|checkpoint|memory|overrides|_C)\b|torch_bnb\.optim\.\w+\.",
     "lightning_bnb": r"accelerate|torch_bnb\.(ops|codec|checkpoint|memory|overrides|_C)\b|torch_bnb\.optim\.\w+\.",
 }
 

@@ -12,10 +12,12 @@ from torch_bnb import checkpoint
 from torch_bnb.memory import plan, report
 from torch_bnb.optim.groups import param_groups
 from torch_bnb.overrides import OverrideError, OverrideSpec, load_overrides, optim_overrides
+from torch_bnb.verify import VerificationError, verify
 
 __all__ = [
     "OverrideError",
     "OverrideSpec",
+    "VerificationError",
     "checkpoint",
     "codec",
     "load_overrides",
@@ -24,5 +26,6 @@ __all__ = [
     "param_groups",
     "plan",
     "report",
+    "verify",
 ]
 __version__ = "0.1.0"
