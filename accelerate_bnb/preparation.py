@@ -84,9 +84,13 @@ def _prepare(
     waits = (lambda item: not isinstance(item, nn.Module)) if engine is Engine.FSDP1 else (lambda item: True)
     made = _prepared(framework, made, placement, waits)
 
+    mine = [item for item, is_ours in zip(made, ours, strict=True) if is_ours]
+    if engine is Engine.DEEPSPEED:  # a name for each parameter does not fit the one tensor of the group
+        for group in (group for optimizer in mine for group in optimizer.param_groups):
+            group.pop("param_names", None)
+
     trained = [item for item in made if isinstance(item, nn.Module)] or models
-    if any(ours) and trained:
-        mine = [item for item, is_ours in zip(made, ours, strict=True) if is_ours]
+    if mine and trained:
         beside = [item for item in made if isinstance(item, Optimizer) and not any(item is own for own in mine)]
         verify(trained[0] if len(trained) == 1 else nn.ModuleList(trained), mine, before, beside)
     return tuple(made) if len(made) > 1 else made[0]
