@@ -1,5 +1,6 @@
-// The boundary to torch (stable ABI): one op per rule, made from the rule's own description, and the codec's ops.
-// A device implements `Launch` and registers itself with `implement_rules<launch>(m)`; it sees plain pointers only.
+// The boundary to torch (stable ABI): ops per rule, made from the rule's own description, and the codec's ops.
+// A device implements a `Launch` for each task and registers it with `implement_rules<task, launch>(m)`; it sees plain
+// pointers only.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -18,69 +19,81 @@ using torch::stable::Tensor;
 using TensorList = std::vector<Tensor>;
 using Launch = void (*)(int rule, const Batch&);  // rule: its index in AllRules
 
-// The tensors of a call, checked: `op` names it in errors. Nothing is written before every check has passed.
-// states and absmax are rule-state-major: state k of parameter i is at k * params.size() + i.
-std::vector<Slot> make_slots(std::string_view op, const TensorList& params, const TensorList& grads,
-                             const TensorList& states, const TensorList& absmax, int states_per_param,
-                             const std::optional<Tensor>& grad_scales, std::int64_t seed,
-                             const std::vector<std::int64_t>& keys);
+// A rule has two ops. torch_bnb::<rule> steps; torch_bnb_measure::<rule>, of the same arguments, changes nothing and
+// writes sums over each parameter, for those who hold a part of it and must add up theirs with others'.
+enum class Task { kStep, kMeasure };
+
+// The tensors of a call. states and absmax are rule-state-major: state k of parameter i is at k * params.size() + i.
+struct Tensors {
+  TensorList params, grads, states, absmax;
+  std::optional<Tensor> sums;  // float64, (params, 3), written by kMeasure
+};
+
+// What goes with them and is the same for every rule, in the order of the schema.
+struct Common {
+  std::optional<Tensor> grad_scales, norms;
+  std::int64_t seed;
+  std::vector<std::int64_t> keys, rows, row_strides, origins;
+  Options options;
+};
+
+constexpr const char* kCommonSchema =
+    "Tensor? grad_scales=None, Tensor? norms=None, int seed=0, int[] keys=[], int[] rows=[], int[] row_strides=[], "
+    "int[] origins=[], float grad_scale=1.0, float max_unorm=0.0, bool skip_zeros=False, "
+    "bool stochastic_weights=False, int[] stochastic_states=[]";
+
+// Takes ownership of them. `op` names the op in errors.
+Common read_common(std::string_view op, const StableIValue* stack, int states_per_param);
+// The tensors as pointers, checked. Nothing is written before every check has passed.
+std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int states_per_param, const Common& common);
 void check_meta(std::string_view op, const TensorList& params);
-// Which of a rule's `states_per_param` states `indices` names.
-std::array<bool, AllRules::kMaxStates> chosen_states(std::string_view op, const std::vector<std::int64_t>& indices,
-                                                     int states_per_param);
 Batch make_batch(const std::vector<Slot>& slots, const float* scalars, const Options& options);
 
 // "adamw(Tensor(a!)[] params, ..., float lr, ..., Tensor? grad_scales=None, ...) -> ()"
-template <class Rule>
+template <class Rule, Task task>
 std::string schema() {
-  std::string text =
-      std::string(Rule::kName) + "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *";
+  std::string text = Rule::kName;
+  text += task == Task::kStep
+              ? "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *"
+              : "(Tensor[] params, Tensor[] grads, Tensor[] states, Tensor[] absmax, Tensor(a!) sums, *";
   for (const Name scalar : Rule::kScalars) text += std::string(", float ") + scalar;
-  return text +
-         ", Tensor? grad_scales=None, int seed=0, int[] keys=[], float grad_scale=1.0, float max_unorm=0.0, bool "
-         "skip_zeros=False, "
-         "bool stochastic_weights=False, int[] stochastic_states=[]) -> ()";
+  return text + ", " + kCommonSchema + ") -> ()";
 }
 
 // One kernel in the dispatcher's boxed form. It takes ownership of every argument before it checks any.
 // [note: launch] nullptr is the Meta kernel: an op that returns nothing has nothing to infer.
-template <class Rule, int index, Launch launch>
+template <class Rule, int index, Task task, Launch launch>
 void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
   using torch::stable::detail::to;
   constexpr std::size_t count = Rule::kScalars.size();
-  const auto params = to<TensorList>(stack[0]), grads = to<TensorList>(stack[1]), states = to<TensorList>(stack[2]),
-             absmax = to<TensorList>(stack[3]);
+  Tensors tensors{
+      to<TensorList>(stack[0]), to<TensorList>(stack[1]), to<TensorList>(stack[2]), to<TensorList>(stack[3]), {}};
+  stack += 4;
+  if constexpr (task == Task::kMeasure) tensors.sums = to<Tensor>(*stack++);
   float scalars[count];
-  for (std::size_t i = 0; i < count; ++i) scalars[i] = static_cast<float>(to<double>(stack[4 + i]));
-  StableIValue* const common = stack + 4 + count;
-  const auto grad_scales = to<std::optional<Tensor>>(common[0]);
-  const auto seed = to<std::int64_t>(common[1]);
-  const auto keys = to<std::vector<std::int64_t>>(common[2]);
-  const Options options{static_cast<float>(to<double>(common[3])), static_cast<float>(to<double>(common[4])),
-                        to<bool>(common[5]), to<bool>(common[6]),
-                        chosen_states(Rule::kName, to<std::vector<std::int64_t>>(common[7]), Rule::kStates.size())};
+  for (std::size_t i = 0; i < count; ++i) scalars[i] = static_cast<float>(to<double>(stack[i]));
+  const Common common = read_common(Rule::kName, stack + count, Rule::kStates.size());
   if constexpr (launch == nullptr) {
-    check_meta(Rule::kName, params);
+    check_meta(Rule::kName, tensors.params);
   } else {
-    const auto slots =
-        make_slots(Rule::kName, params, grads, states, absmax, Rule::kStates.size(), grad_scales, seed, keys);
-    if (!slots.empty()) launch(index, make_batch(slots, scalars, options));
+    const auto slots = make_slots(Rule::kName, tensors, Rule::kStates.size(), common);
+    if (!slots.empty()) launch(index, make_batch(slots, scalars, common.options));
   }
 }
 
-template <class... Rules>
+template <Task task, class... Rules>
 void define_rules(torch::stable::detail::StableLibrary& m, RuleList<Rules...>) {
-  (m.def(schema<Rules>().c_str()), ...);
+  (m.def(schema<Rules, task>().c_str()), ...);
 }
 
-template <Launch launch, class... Rules, int... I>
+template <Task task, Launch launch, class... Rules, int... I>
 void implement_rules(torch::stable::detail::StableLibrary& m, RuleList<Rules...>, std::integer_sequence<int, I...>) {
-  (m.impl(Rules::kName, boxed_rule<Rules, I, launch>), ...);
+  (m.impl(Rules::kName, boxed_rule<Rules, I, task, launch>), ...);
 }
 
-template <Launch launch>
+template <Task task, Launch launch>
 void implement_rules(torch::stable::detail::StableLibrary& m) {
-  implement_rules<launch>(m, AllRules{}, std::make_integer_sequence<int, AllRules::kCount>{});
+  implement_rules<task, launch>(m, AllRules{}, std::make_integer_sequence<int, AllRules::kCount>{});
 }
 
 // The codec's arguments, checked.

@@ -57,39 +57,51 @@ bool has_whole_state(const Batch& batch) {
 float larger(float a, float b) { return std::isnan(a) || a >= b ? a : b; }  // a NaN wins
 
 // Measures every parameter, by blocks in parallel and then in a fixed order, so that threads do not change a bit.
-std::vector<Layer> measure(const Batch& batch, Measurement measurement, const Layer* before) {
-  std::vector<Measure> measures(batch.blocks);
+std::vector<Measure> measure(const Batch& batch, Measurement measurement, const Layer* before) {
+  std::vector<Measure> blocks(batch.blocks), slots(batch.count);
   torch::stable::parallel_for(0, batch.blocks, kGrain, [&](std::int64_t first, std::int64_t last) {
-    measurement(batch, before, measures.data(), first, last);
+    measurement(batch, before, blocks.data(), first, last);
   });
-  std::vector<Layer> layers(batch.count);
   for (std::int64_t i = 0; i < batch.count; ++i) {
-    const std::int64_t first = batch.slots[i].first_block;
     const std::int64_t last = i + 1 < batch.count ? batch.slots[i + 1].first_block : batch.blocks;
-    Measure sum{};
-    for (std::int64_t block = first; block < last; ++block) {
-      const Measure& m = measures[block];
-      sum.param += m.param;
-      sum.measured += m.measured;
-      sum.update += m.update;
-      for (std::size_t k = 0; k < m.absmax.size(); ++k) sum.absmax[k] = larger(sum.absmax[k], m.absmax[k]);
+    Measure& total = slots[i];
+    for (std::int64_t block = batch.slots[i].first_block; block < last; ++block) {
+      const Measure& m = blocks[block];
+      total.sums.param += m.sums.param;
+      total.sums.measured += m.sums.measured;
+      total.sums.update += m.sums.update;
+      for (std::size_t k = 0; k < m.absmax.size(); ++k) total.absmax[k] = larger(total.absmax[k], m.absmax[k]);
     }
-    const double limit = batch.options.max_unorm * std::sqrt(sum.param), length = std::sqrt(sum.update);
-    const bool too_long = limit > 0 && length > limit;
-    layers[i] = {static_cast<float>(std::sqrt(sum.param)), static_cast<float>(std::sqrt(sum.measured)),
-                 too_long ? static_cast<float>(limit / length) : 1.0f, sum.absmax};
   }
+  return slots;
+}
+
+std::vector<Layer> layers_of(const std::vector<Measure>& measured, float max_unorm) {
+  std::vector<Layer> layers(measured.size());
+  std::transform(measured.begin(), measured.end(), layers.begin(),
+                 [&](const Measure& m) { return Layer{norms_of(m.sums, max_unorm), m.absmax}; });
+  return layers;
+}
+
+// Those of which the norms are given: all slots or none.
+std::vector<Layer> given_layers(const Batch& batch) {
+  std::vector<Layer> layers;
+  for (std::int64_t i = 0; i < batch.count && batch.slots[i].norms != nullptr; ++i)
+    layers.push_back({*batch.slots[i].norms, {}});
   return layers;
 }
 
 void launch(int rule, const Batch& batch) {
   const Kernels& set = kernels();
-  std::vector<Layer> layers;
-  if (set.layerwise[rule]) layers = measure(batch, set.measure[rule], nullptr);
-  const bool whole = has_whole_state(batch);
-  if (whole || batch.options.max_unorm > 0) {
-    const std::vector<Layer> before = std::move(layers);
-    layers = measure(batch, set.measure[rule], before.empty() ? nullptr : before.data());
+  std::vector<Layer> layers = given_layers(batch);
+  bool whole = false;
+  if (layers.empty()) {
+    const float limit = batch.options.max_unorm;
+    const auto look = [&] {
+      layers = layers_of(measure(batch, set.measure[rule], layers.empty() ? nullptr : layers.data()), limit);
+    };
+    if (set.layerwise[rule]) look();
+    if ((whole = has_whole_state(batch)) || limit > 0) look();
   }
   const Layer* known = layers.empty() ? nullptr : layers.data();
   torch::stable::parallel_for(0, batch.blocks, kGrain, [&](std::int64_t first, std::int64_t last) {
@@ -98,6 +110,12 @@ void launch(int rule, const Batch& batch) {
   for (std::int64_t i = 0; whole && i < batch.count; ++i)
     for (std::size_t k = 0; k < layers[i].absmax.size(); ++k)
       if (batch.slots[i].states[k].whole) *batch.slots[i].states[k].absmax = layers[i].absmax[k];
+}
+
+void sum_up(int rule, const Batch& batch) {
+  const std::vector<Layer> layers = given_layers(batch);
+  const auto measured = measure(batch, kernels().measure[rule], layers.empty() ? nullptr : layers.data());
+  for (std::int64_t i = 0; i < batch.count; ++i) *batch.slots[i].sums = measured[i].sums;
 }
 
 void run_code(const Quantized& q, Code code) {
@@ -118,7 +136,8 @@ void dequantize_blockwise(const Tensor& values, const Tensor& codes, const Tenso
 
 }  // namespace bnb::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CPU, m) { bnb::implement_rules<bnb::cpu::launch>(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CPU, m) { bnb::implement_rules<bnb::Task::kStep, bnb::cpu::launch>(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb_measure, CPU, m) { bnb::implement_rules<bnb::Task::kMeasure, bnb::cpu::sum_up>(m); }
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb_codec, CPU, m) {
   m.impl("quantize_blockwise", TORCH_BOX(&bnb::cpu::quantize_blockwise));
   m.impl("dequantize_blockwise", TORCH_BOX(&bnb::cpu::dequantize_blockwise));

@@ -18,7 +18,7 @@ constexpr bool kLayerwise<Rule, std::void_t<decltype(&Rule::with_norms)>> = true
 template <class Rule>
 Rule rule_for(const Rule& rule, const cpu::Layer* layer) {
   if constexpr (kLayerwise<Rule>)
-    return layer == nullptr ? rule : rule.with_norms(layer->param_norm, layer->measured_norm);
+    return layer == nullptr ? rule : rule.with_norms(layer->norms.param, layer->norms.measured);
   return rule;
 }
 
@@ -76,7 +76,7 @@ void step_block(const Rule& rule, const Slot& slot, const Options& options, cons
                 std::int64_t index) {
   Block<Rule> block(slot, index, true);
   if (options.skip_zeros && !has_nonzero(block.g)) return;
-  const Pace pace{grad_scale_of(slot, options), layer == nullptr ? rule.lr : rule.lr * layer->shrink};
+  const Pace pace{grad_scale_of(slot, options), layer == nullptr ? rule.lr : rule.lr * layer->norms.shrink};
   const float* const from = slot.param_dtype == DType::kFloat64 ? kZeros : block.p;
   advance(rule, block, options, pace, from, block.p, std::make_index_sequence<Rule::kStates.size()>{});
   block.put_back(options, layer == nullptr ? nullptr : layer->absmax.data());
@@ -109,20 +109,20 @@ cpu::Measure measure_block(const Rule& rule, bool norms_known, const Slot& slot,
                            std::int64_t index, std::index_sequence<K...> all) {
   Block<Rule> block(slot, index, false);
   const float scale = grad_scale_of(slot, options);
-  cpu::Measure sums{};
-  sums.param = sum_of_squares(block.p);
+  cpu::Measure measure{};
+  measure.sums.param = sum_of_squares(block.p);
   if constexpr (kLayerwise<Rule>) {
     alignas(64) float of_elements[kBlock];
     measured(rule, scale, block.p, block.g, of_elements, block.s[K]...);
     if (block.n < kBlock) std::memset(of_elements + block.n, 0, sizeof(float) * (kBlock - block.n));
-    sums.measured = sum_of_squares(of_elements);
-    if (!norms_known) return sums;
+    measure.sums.measured = sum_of_squares(of_elements);
+    if (!norms_known) return measure;
   }
   advance(rule, block, options, {scale, rule.lr}, kZeros, block.p, all);
   if (block.n < kBlock) std::memset(block.p + block.n, 0, sizeof(float) * (kBlock - block.n));
-  sums.update = sum_of_squares(block.p);
-  ((sums.absmax[K] = absmax_of(block.s[K], block.n)), ...);
-  return sums;
+  measure.sums.update = sum_of_squares(block.p);
+  ((measure.absmax[K] = absmax_of(block.s[K], block.n)), ...);
+  return measure;
 }
 
 // Index of the slot that holds a block of the batch.

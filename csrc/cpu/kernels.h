@@ -7,17 +7,16 @@
 
 namespace bnb::cpu {
 
-// Sums of squares over a block, and the absmax of its new states.
+// What is measured of a block, or of all blocks of a parameter; absmax: of its new states.
 struct Measure {
-  double param, measured, update;
+  Sums sums;
   std::array<float, AllRules::kMaxStates> absmax;
 };
 
 // What a step needs to know of a whole parameter.
 struct Layer {
-  float param_norm, measured_norm;
-  float shrink;                                    // factor that keeps the update within max_unorm
-  std::array<float, AllRules::kMaxStates> absmax;  // of the new states
+  Norms norms;
+  std::array<float, AllRules::kMaxStates> absmax;
 };
 
 // `layers`: one per slot, or null where nothing had to be measured.
