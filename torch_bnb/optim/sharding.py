@@ -21,7 +21,15 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, detached; of a plain tensor all of it."""
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, detached. Of a sharded one every process must ask."""
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor
 
 
 def local_grad(grad: Tensor, parameter: Tensor) -> Tensor:
