@@ -80,6 +80,8 @@ def _prepare(
     before = []
     for optimizer in (item for item in made if isinstance(item, BlockwiseOptimizer)):
         before += manager.explain(optimizer)
+        if engine is Engine.FSDP1:  # it shards and gathers state as it does parameters, and knows nothing of 8 bits
+            optimizer.checkpoint_format = "portable"
         logger.info(report(optimizer).headline)
     waits = (lambda item: not isinstance(item, nn.Module)) if engine is Engine.FSDP1 else (lambda item: True)
     made = _prepared(framework, made, placement, waits)

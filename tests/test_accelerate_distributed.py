@@ -26,7 +26,7 @@ class Model(nn.Module):
 
     def forward(self, tokens):
         hidden = self.body(self.embed(tokens)).relu()
-        return self.head(hidden) + self.wide(hidden).sum(-1, keepdim=True)
+        return self.head(hidden) * (1 + self.wide(hidden).sum(-1, keepdim=True))
 
 
 def start(rank, world, accumulate=1):
@@ -36,6 +36,23 @@ def start(rank, world, accumulate=1):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     return Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+
+
+def sharded(rank, world, state_dict_type="SHARDED_STATE_DICT", version=2):
+    """The same with FSDP. Accelerate takes its FSDP paths on accelerators only: here they are told that this is one."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    how = {"fsdp_version": version, "state_dict_type": state_dict_type, "auto_wrap_policy": "no_wrap"}
+    if version == 1:
+        how |= {"use_orig_params": True, "sync_module_states": False, "cpu_ram_efficient_loading": False}
+    plugin = FullyShardedDataParallelPlugin(**how)
+    accelerator = start(rank, world)
+    for state in (AcceleratorState, PartialState):
+        state._shared_state |= {"fsdp_plugin": plugin, "device": torch.device("cpu")}
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    assert accelerator.is_fsdp2 == (version == 2) and accelerator.num_processes == world
+    return accelerator
 
 
 def prepared(accelerator):
@@ -51,21 +68,22 @@ def prepared(accelerator):
     return prepare(accelerator, model, optimizer, scheduler, plugin=plugin)
 
 
-def train(accelerator, model, optimizer, scheduler, steps, offset=0):
+def train(accelerator, model, optimizer, scheduler, steps, offset=0, clip=1.0):
     for step in steps:
         tokens = (torch.arange(32) + 7 * step + offset) % 131
         with accelerator.accumulate(model):
             loss = nn.functional.cross_entropy(model(tokens), tokens.roll(1))
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                accelerator.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
-            scheduler.step()
+            if scheduler is not None:
+                scheduler.step()
             optimizer.zero_grad()
 
 
 def whole(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach().clone()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
 def weights(accelerator, model):
@@ -109,3 +127,89 @@ def test_ddp_goes_on_bit_for_bit_after_a_kill(tmp_path):
         assert bits["embed.weight"] == 32 and bits["body.weight"] == bits["head.weight"] == 8
         assert equal(resumed, torch.load(tmp_path / f"reference{rank}.pt"))
     assert equal(results[0][1], results[1][1])
+
+
+def state_of(accelerator, model, optimizer):
+    """Every state of every parameter, gathered, by name."""
+    named = dict(accelerator.unwrap_model(model).named_parameters())
+    return {
+        f"{name}.{key}": whole(torch.as_tensor(value))
+        for name, p in named.items()
+        for key, value in optimizer.state[p].items()
+    }
+
+
+def fsdp2_until_killed(rank, folder, kind):
+    from torch.distributed.tensor import DTensor
+
+    accelerator = sharded(rank, 2, kind)
+    model, optimizer, scheduler = prepared(accelerator)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    bnb.verify(model, optimizer)
+    train(accelerator, model, optimizer, scheduler, range(3))
+    accelerator.save_state(folder / "state")
+    saved = {**state_of(accelerator, model, optimizer), **weights(accelerator, model)}
+    # Without what depends on the number of processes: the scheduler's pace, and the last bit of a sum of norms.
+    train(accelerator, model, optimizer, None, range(3, 6), clip=1e6)
+    reference = weights(accelerator, model)
+    if rank == 0:
+        torch.save((saved, reference), folder / "reference.pt")
+    accelerator.wait_for_everyone()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fsdp2_resumed(rank, folder, kind, world):
+    accelerator = sharded(rank, world, kind)
+    model, optimizer, _ = prepared(accelerator)
+    accelerator.load_state(folder / "state")
+    loaded = {**state_of(accelerator, model, optimizer), **weights(accelerator, model)}
+    train(accelerator, model, optimizer, None, range(3, 6), clip=1e6)
+    rates = {row.name: row.lr for row in bnb.optim.GlobalOptimManager.get_instance().explain(optimizer.optimizer)}
+    return loaded, weights(accelerator, model), rates, optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "worlds"),
+    [
+        ("SHARDED_STATE_DICT", [2, 1, 3]),
+        ("FULL_STATE_DICT", [2]),
+        pytest.param("FULL_STATE_DICT", [1, 3], marks=pytest.mark.slow),
+    ],
+)
+def test_fsdp2_goes_on_after_a_kill_on_any_number_of_processes(kind, worlds, tmp_path):
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        processes.run(fsdp2_until_killed, 2, tmp_path, tmp_path, kind)
+    saved, reference = torch.load(tmp_path / "reference.pt")
+    assert saved["body.weight.exp_avg_codes"].dtype == torch.uint8 and "embed.weight.exp_avg" in saved
+    for world in worlds:
+        (tmp_path / "store").unlink()
+        for loaded, resumed, rates, lr in processes.run(fsdp2_resumed, world, tmp_path, tmp_path, kind, world):
+            assert equal(loaded, saved), "the state and the weights, code for code"
+            if world == 3:  # a third of three equal gradients is not the gradient to the last bit
+                for name in reference:
+                    torch.testing.assert_close(resumed[name], reference[name], rtol=1e-4, atol=1e-4)
+            else:
+                assert equal(resumed, reference), world
+            assert rates["body.weight"] == pytest.approx(lr / 10)
+
+
+def fsdp1_trained(rank):
+    from accelerate_bnb import BnbDummyOptim, BnbOptimizerPlugin, prepare
+
+    accelerator = sharded(rank, 2, version=1)
+    torch.manual_seed(0)
+    plugin = BnbOptimizerPlugin(lr=1e-2, min_8bit_size=512)
+    model, optimizer = prepare(accelerator, Model(), BnbDummyOptim(), plugin=plugin)
+    bnb.verify(model, optimizer)
+    moved = [p.detach().clone() for p in model.parameters()]
+    train(accelerator, model, optimizer, None, range(3))
+    assert any(not torch.equal(a, b) for a, b in zip(moved, model.parameters(), strict=True) if a.numel())
+    return optimizer.optimizer.checkpoint_format, bits_of(optimizer)
+
+
+def bits_of(optimizer):
+    return sorted({8 if "exp_avg_codes" in state else 32 for state in optimizer.state.values()})
+
+
+def test_fsdp1_trains_and_keeps_state_in_the_form_that_it_can_shard(tmp_path):
+    assert processes.run(fsdp1_trained, 2, tmp_path) == [("portable", [8, 32])] * 2

@@ -148,6 +148,7 @@ def _why_replaced(model: nn.Module, foreign: Sequence[Tensor]) -> str:
 
 
 def _check_state(inner: BlockwiseOptimizer) -> None:
+    inner.configurations()  # state goes along with parameters whose shards have taken their places
     held = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
     orphans = [parameter for parameter in inner.state if id(parameter) not in held]
     if orphans:
