@@ -41,7 +41,7 @@ def test_every_rule_has_an_example_that_runs(name):
 def test_the_readmes_snippets_run():
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     snippets = [snippet for snippet in snippets if "# Lightning: one callback" not in snippet]
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     namespace = {}
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), namespace)
@@ -53,7 +53,10 @@ def test_the_readmes_snippets_run():
     assert "exp_avg" in optimizer.state[model.head.linear.weight]
 
 
-@pytest.mark.parametrize(("page", "count"), [("overrides.md", 13), ("checkpoints.md", 7), ("rounding.md", 1)])
+@pytest.mark.parametrize(
+    ("page", "count"),
+    [("overrides.md", 13), ("checkpoints.md", 7), ("rounding.md", 1), ("accelerate.md", 5), ("migrate.md", 5)],
+)
 def test_the_pages_snippets_run(page, count, tmp_path, monkeypatch):
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
     assert len(snippets) == count
