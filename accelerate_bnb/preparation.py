@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
 from accelerate_bnb.engines import Engine, engine_of
+from accelerate_bnb.fsdp1 import make_loadable
 from accelerate_bnb.placeholder import BnbDummyOptim
 from accelerate_bnb.plugin import BnbOptimizerPlugin
 from torch_bnb import report, verify
@@ -80,8 +81,8 @@ def _prepare(
     before = []
     for optimizer in (item for item in made if isinstance(item, BlockwiseOptimizer)):
         before += manager.explain(optimizer)
-        if engine is Engine.FSDP1:  # it shards and gathers state as it does parameters, and knows nothing of 8 bits
-            optimizer.checkpoint_format = "portable"
+        if engine is Engine.FSDP1:
+            make_loadable(accelerator, optimizer)
         logger.info(report(optimizer).headline)
     waits = (lambda item: not isinstance(item, nn.Module)) if engine is Engine.FSDP1 else (lambda item: True)
     made = _prepared(framework, made, placement, waits)

@@ -38,14 +38,14 @@ def start(rank, world, accumulate=1):
     return Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
 
 
-def sharded(rank, world, state_dict_type="SHARDED_STATE_DICT", version=2):
+def sharded(rank, world, state_dict_type="SHARDED_STATE_DICT", version=2, use_orig_params=True):
     """The same with FSDP. Accelerate takes its FSDP paths on accelerators only: here they are told that this is one."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     how = {"fsdp_version": version, "state_dict_type": state_dict_type, "auto_wrap_policy": "no_wrap"}
     if version == 1:
-        how |= {"use_orig_params": True, "sync_module_states": False, "cpu_ram_efficient_loading": False}
+        how |= {"use_orig_params": use_orig_params, "sync_module_states": False, "cpu_ram_efficient_loading": False}
     plugin = FullyShardedDataParallelPlugin(**how)
     accelerator = start(rank, world)
     for state in (AcceleratorState, PartialState):
@@ -193,23 +193,112 @@ def test_fsdp2_goes_on_after_a_kill_on_any_number_of_processes(kind, worlds, tmp
             assert rates["body.weight"] == pytest.approx(lr / 10)
 
 
-def fsdp1_trained(rank):
+def fsdp1(rank):
     from accelerate_bnb import BnbDummyOptim, BnbOptimizerPlugin, prepare
 
     accelerator = sharded(rank, 2, version=1)
     torch.manual_seed(0)
-    plugin = BnbOptimizerPlugin(lr=1e-2, min_8bit_size=512)
-    model, optimizer = prepare(accelerator, Model(), BnbDummyOptim(), plugin=plugin)
+    plugin = BnbOptimizerPlugin(lr=1e-2, min_8bit_size=512, overrides={"body.bias": {"weight_decay": 0.5}})
+    return accelerator, *prepare(accelerator, Model(), BnbDummyOptim(), plugin=plugin)
+
+
+def parts(model):
+    """What this process holds."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def fsdp1_until_killed(rank, folder):
+    accelerator, model, optimizer = fsdp1(rank)
     bnb.verify(model, optimizer)
-    moved = [p.detach().clone() for p in model.parameters()]
     train(accelerator, model, optimizer, None, range(3))
-    assert any(not torch.equal(a, b) for a, b in zip(moved, model.parameters(), strict=True) if a.numel())
-    return optimizer.optimizer.checkpoint_format, bits_of(optimizer)
+    accelerator.save_state(folder / "state")
+    train(accelerator, model, optimizer, None, range(3, 6))
+    torch.save(parts(model), folder / f"reference{rank}.pt")
+    accelerator.wait_for_everyone()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def bits_of(optimizer):
-    return sorted({8 if "exp_avg_codes" in state else 32 for state in optimizer.state.values()})
+def fsdp1_resumed(rank, folder):
+    accelerator, model, optimizer = fsdp1(rank)
+    accelerator.load_state(folder / "state")
+    loaded = {state["step"] for state in optimizer.state.values()}
+    train(accelerator, model, optimizer, None, range(3, 6))
+    bits = {8 if "exp_avg_codes" in state else 32 for state in optimizer.state.values()}
+    return loaded, bits, parts(model)
 
 
-def test_fsdp1_trains_and_keeps_state_in_the_form_that_it_can_shard(tmp_path):
-    assert processes.run(fsdp1_trained, 2, tmp_path) == [("portable", [8, 32])] * 2
+def test_fsdp1_goes_on_bit_for_bit_after_a_kill_in_the_form_that_it_can_shard(tmp_path):
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        processes.run(fsdp1_until_killed, 2, tmp_path, tmp_path)
+    (tmp_path / "store").unlink()
+    for rank, (loaded, bits, resumed) in enumerate(processes.run(fsdp1_resumed, 2, tmp_path, tmp_path)):
+        assert loaded == {3} and 8 in bits
+        assert equal(resumed, torch.load(tmp_path / f"reference{rank}.pt"))
+
+
+def reset():
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    bnb.optim.GlobalOptimManager.get_instance().initialize()
+
+
+def refusals(rank):
+    """What goes wrong under FSDP, one after the other, and what is said of it."""
+    from accelerate_bnb import BnbDummyOptim, BnbOptimizerPlugin, prepare
+
+    said = {}
+
+    def refused(name, *objects, **how):
+        try:
+            prepare(sharded(rank, 1, **how), *objects, plugin=BnbOptimizerPlugin())
+        except (bnb.VerificationError, bnb.OverrideError) as error:
+            said[name] = f"{type(error).__name__}: {error}"
+        reset()
+
+    with torch.device("meta"):
+        meta = Model()
+    refused("meta", meta, BnbDummyOptim())
+
+    model = Model()
+    optimizer = bnb.optim.AdamW32bit(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = optimizer.state[model.body.weight]["exp_avg"].clone()
+    optimizer.zero_grad()
+    model, wrapped = prepare(sharded(rank, 1), model, optimizer, plugin=BnbOptimizerPlugin())
+    said["state before"] = torch.equal(whole(wrapped.optimizer.state[model.body.weight]["exp_avg"]), kept)
+    reset()
+
+    model = Model()
+    optimizer = bnb.optim.AdamW8bit(model.parameters())
+    bnb.optim.GlobalOptimManager.get_instance().override_config(model.head.weight, "optim_bits", 32)
+    model, wrapped = prepare(sharded(rank, 1), model, optimizer, plugin=BnbOptimizerPlugin())
+    rows = bnb.optim.GlobalOptimManager.get_instance().explain(wrapped.optimizer)
+    said["hint on a parameter"] = {row.name: row.bits for row in rows}["head.weight"]
+    reset()
+
+    model = Model()
+    optimizer = bnb.optim.AdamW8bit(model.parameters())
+    accelerator = sharded(rank, 1, version=1, use_orig_params=False)
+    flat = accelerator.prepare(model)
+    try:
+        bnb.verify(flat, optimizer)
+    except bnb.VerificationError as error:
+        said["flat"] = str(error)
+    try:
+        prepare(accelerator, Model(), BnbDummyOptim())
+    except bnb.VerificationError as error:
+        said["flat, asked first"] = str(error)
+    return said
+
+
+def test_what_goes_wrong_under_fsdp_is_told_by_its_cause(tmp_path):
+    (said,) = processes.run(refusals, 1, tmp_path)
+    assert "more than once" in said["meta"] and "meta device" in said["meta"]
+    assert said["state before"] is True, "it goes along"
+    assert said["hint on a parameter"] == 32, "the model is registered, so the hint is for the place too"
+    assert "FSDP1 has flattened them, and nothing would be trained; set fsdp_use_orig_params: true" in said["flat"]
+    assert "fsdp_use_orig_params: true" in said["flat, asked first"]

@@ -154,7 +154,7 @@ def _check_state(inner: BlockwiseOptimizer) -> None:
     if orphans:
         raise VerificationError(
             f"{type(inner).__name__} has state for {len(orphans)} parameters that are gone: it had stepped or loaded "
-            "before a framework replaced its parameters (FSDP2 does when it prepares), and would start from nothing; "
+            "before a framework replaced its parameters, and would start from nothing; "
             "prepare first, then load"
         )
 
