@@ -448,3 +448,86 @@ def alone_in_a_group(rank, processes, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     killed_while_saving(rank, folder)
+
+
+def first_fsdp(rank):
+    """FSDP1 with portable checkpoints in shards; norms that it cannot give; an optimizer of what it has flattened."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+
+    def start(rule=bnb.optim.AdamW, **options):
+        model = net()
+        model.out = nn.Linear(64, 40, bias=False)
+        model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+        optimizer = rule(trainable(model), lr=1e-2, optim_bits=8, min_8bit_size=1024, **options)
+        optimizer.checkpoint_format = "portable"
+        return model, optimizer
+
+    def weights(model):
+        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    model, optimizer = start()
+    learn(model, optimizer, range(2))
+    kinds = {key for p in trainable(model) for key in optimizer.state.get(p, {})}
+    sizes = [p.numel() for p in trainable(model)]
+    before = weights(model)
+    with FullyShardedDataParallel.state_dict_type(model, StateDictType.SHARDED_STATE_DICT):
+        saved = FullyShardedDataParallel.optim_state_dict(model, optimizer)
+    learn(model, optimizer, range(2, 4))
+    other, fresh = start()
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            parameter.copy_(before[name])
+    with FullyShardedDataParallel.state_dict_type(other, StateDictType.SHARDED_STATE_DICT):
+        fresh.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(other, fresh, saved))
+    learn(other, fresh, range(2, 4))
+    said = []
+    for rule, options in ((bnb.optim.LAMB, {}), (bnb.optim.AdamW, {"max_unorm": 0.1}), (None, {})):
+        try:
+            if rule is None:
+                flat = nn.Sequential(nn.Linear(64, 64))
+                stale = bnb.optim.AdamW(flat.parameters())
+                flat = FullyShardedDataParallel(flat, use_orig_params=False, device_id=torch.device("cpu"))
+                flat(torch.randn(2, 64)).sum().backward()
+                stale.step()
+            else:
+                learn(*start(rule, **options), [0])
+        except (NotImplementedError, ValueError) as error:
+            said.append(str(error))
+    return {"same": equal(weights(model), weights(other)), "kinds": kinds, "sizes": sizes, "said": said}
+
+
+def data_parallel(rank):
+    """DDP, and with the state itself spread by ZeroRedundancyOptimizer."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.nn.parallel import DistributedDataParallel
+
+    results = []
+    for zero in (False, True):
+        model = net()
+        model.frozen.requires_grad_(False)
+        wrapped = DistributedDataParallel(model)
+        options = {"lr": 1e-2, "optim_bits": 8, "min_8bit_size": 1024}
+        if zero:
+            optimizer = ZeroRedundancyOptimizer(trainable(model), bnb.optim.AdamW, **options)
+        else:
+            optimizer = bnb.optim.AdamW(trainable(model), **options)
+            bnb.check_agreement(optimizer, [dist.group.WORLD])
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            tokens = torch.randint(0, 40, (2, 2, 3, 6), generator=generator)[rank]
+            for last, half in enumerate(tokens):
+                with contextlib.nullcontext() if last else wrapped.no_sync():
+                    nn.functional.cross_entropy(wrapped(half[:, :5]), half[:, 5]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(weights_of(model))
+    if rank == 1:
+        optimizer = bnb.optim.AdamW([{"params": trainable(model), "lr": 0.5}])
+    else:
+        optimizer = bnb.optim.AdamW(trainable(model), lr=0.1)
+    try:
+        bnb.check_agreement(optimizer, [dist.group.WORLD])
+        said = "nothing"
+    except ValueError as error:
+        said = str(error)
+    return *results, said

@@ -163,3 +163,22 @@ def test_state_without_a_parameter_is_an_error_when_it_is_saved():
     optimizer.param_groups[0]["params"] = [nn.Parameter(torch.ones(5))]
     with pytest.raises(ValueError, match=r"AdamW has state of 1 parameters that are in none .* shape \(4,\)"):
         optimizer.state_dict()
+
+
+def test_fsdp1_resumes_exactly_from_the_portable_form_and_refuses_what_it_cannot_know(tmp_path):
+    first, second = run(shards.first_fsdp, 2, tmp_path)
+    assert first["sizes"] != second["sizes"] and 0 in first["sizes"]  # uneven, and some have nothing
+    for result in (first, second):
+        assert result["same"] and "exp_avg_codes" in result["kinds"]
+        lamb, unorm, flat = result["said"]
+        assert "LAMB needs the whole tensor, FSDP1 gives a shard; use fully_shard" in lamb
+        assert "max_unorm needs the whole tensor, FSDP1 gives a shard" in unorm
+        assert "none of its parameters has a gradient, but FSDP's flat parameters have" in flat
+
+
+def test_ddp_and_zero_redundancy_keep_ranks_the_same_and_disagreement_is_an_error(tmp_path):
+    (ddp, zero, said), (other_ddp, other_zero, also) = run(shards.data_parallel, 2, tmp_path)
+    for name, value in ddp.items():
+        assert torch.equal(value, other_ddp[name]) and torch.equal(zero[name], other_zero[name])
+        assert torch.equal(value, zero[name])
+    assert said == also and "lr=0.1 and lr=0.5" in said

@@ -158,6 +158,9 @@ class Plan:
         for call in calls:
             call.params, call.grads, call.clips = [], [], []
 
+    def __bool__(self) -> bool:
+        return bool(self._planned)
+
     def cut(self) -> list[str]:
         """The parameters whose state is in 32 bits only because shards would cut its blocks."""
         return self._cut
