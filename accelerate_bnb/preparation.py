@@ -81,8 +81,6 @@ def _prepare(
     before = []
     for optimizer in (item for item in made if isinstance(item, BlockwiseOptimizer)):
         before += manager.explain(optimizer)
-        if engine is Engine.FSDP1:
-            make_loadable(accelerator, optimizer)
         logger.info(report(optimizer).headline)
     waits = (lambda item: not isinstance(item, nn.Module)) if engine is Engine.FSDP1 else (lambda item: True)
     made = _prepared(framework, made, placement, waits)
@@ -96,6 +94,9 @@ def _prepare(
     if mine and trained:
         beside = [item for item in made if isinstance(item, Optimizer) and not any(item is own for own in mine)]
         verify(trained[0] if len(trained) == 1 else nn.ModuleList(trained), mine, before, beside)
+    if engine is Engine.FSDP1:
+        for optimizer in mine:
+            make_loadable(optimizer.optimizer)
     return tuple(made) if len(made) > 1 else made[0]
 
 

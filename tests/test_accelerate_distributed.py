@@ -209,6 +209,7 @@ def parts(model):
 
 def fsdp1_until_killed(rank, folder):
     accelerator, model, optimizer = fsdp1(rank)
+    assert {state["step"] for state in optimizer.state.values()} == {0}, "made for loading, not yet used"
     bnb.verify(model, optimizer)
     train(accelerator, model, optimizer, None, range(3))
     accelerator.save_state(folder / "state")
