@@ -20,6 +20,7 @@ struct Slot {
   std::int64_t first_block;                        // blocks of all slots before this one
   const float* grad_scale;                         // one more factor for this gradient, or null
   std::uint64_t key;                               // of this parameter at this step, for stochastic rounding
+  const std::int64_t* counter;                     // or, if not null, where a kernel finds what `key` is made of
   std::array<State, AllRules::kMaxStates> states;  // as many as the rule has
 };
 
@@ -30,6 +31,7 @@ struct Options {
   bool skip_zeros;          // where the gradient is 0, nothing changes, no state either
   bool stochastic_weights;  // rounding of bfloat16 and float16 parameters
   std::array<bool, AllRules::kMaxStates> stochastic_states;  // rounding of each 8-bit state
+  std::uint64_t seed;                                        // with a slot's `counter`
 };
 
 // The parameters of one call, updated with the same scalars.
@@ -38,7 +40,11 @@ struct Batch {
   std::int64_t count;
   std::int64_t blocks;   // of all slots together
   const float* scalars;  // of the rule, in the order of its kScalars
+  std::int32_t scalar_count;
+  bool scalars_on_device;  // a kernel reads them; else the host does
+  const float* found_inf;  // where a kernel finds that nothing may change, or null
   Options options;
+  std::int32_t device;  // index
 };
 
 // A float32 tensor and its 8-bit form.
@@ -48,5 +54,23 @@ struct Quantized {
   float* absmax;  // one per block of `blocksize` elements
   std::int64_t numel, blocksize;
 };
+
+inline namespace BNB_ISA {
+
+BNB_HD std::int64_t blocks_of(std::int64_t numel, std::int64_t blocksize = kBlock) {
+  return (numel + blocksize - 1) / blocksize;
+}
+
+// Index of the slot that holds a block, counted over all slots of a batch.
+BNB_HD std::int64_t find_slot(const Slot* slots, std::int64_t count, std::int64_t block) {
+  std::int64_t low = 0, high = count;  // slots[low].first_block <= block < slots[high].first_block
+  while (high - low > 1) {
+    const std::int64_t middle = (low + high) / 2;
+    (slots[middle].first_block <= block ? low : high) = middle;
+  }
+  return low;
+}
+
+}  // namespace BNB_ISA
 
 }  // namespace bnb

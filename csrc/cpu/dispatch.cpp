@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -48,14 +47,6 @@ const Kernels& kernels() {
   return *set;
 }
 
-bool has_whole_state(const Batch& batch) {
-  return std::any_of(batch.slots, batch.slots + batch.count, [](const Slot& slot) {
-    return std::any_of(slot.states.begin(), slot.states.end(), [](const State& state) { return state.whole; });
-  });
-}
-
-float larger(float a, float b) { return std::isnan(a) || a >= b ? a : b; }  // a NaN wins
-
 // Measures every parameter, by blocks in parallel and then in a fixed order, so that threads do not change a bit.
 std::vector<Layer> measure(const Batch& batch, Measurement measurement, const Layer* before) {
   std::vector<Measure> measures(batch.blocks);
@@ -67,17 +58,8 @@ std::vector<Layer> measure(const Batch& batch, Measurement measurement, const La
     const std::int64_t first = batch.slots[i].first_block;
     const std::int64_t last = i + 1 < batch.count ? batch.slots[i + 1].first_block : batch.blocks;
     Measure sum{};
-    for (std::int64_t block = first; block < last; ++block) {
-      const Measure& m = measures[block];
-      sum.param += m.param;
-      sum.measured += m.measured;
-      sum.update += m.update;
-      for (std::size_t k = 0; k < m.absmax.size(); ++k) sum.absmax[k] = larger(sum.absmax[k], m.absmax[k]);
-    }
-    const double limit = batch.options.max_unorm * std::sqrt(sum.param), length = std::sqrt(sum.update);
-    const bool too_long = limit > 0 && length > limit;
-    layers[i] = {static_cast<float>(std::sqrt(sum.param)), static_cast<float>(std::sqrt(sum.measured)),
-                 too_long ? static_cast<float>(limit / length) : 1.0f, sum.absmax};
+    for (std::int64_t block = first; block < last; ++block) add(sum, measures[block]);
+    layers[i] = layer_of(sum, batch.options.max_unorm);
   }
   return layers;
 }

@@ -3,22 +3,9 @@
 #pragma once
 #include <cstdint>
 
-#include "../batch.h"
+#include "../layer.h"
 
 namespace bnb::cpu {
-
-// Sums of squares over a block, and the absmax of its new states.
-struct Measure {
-  double param, measured, update;
-  std::array<float, AllRules::kMaxStates> absmax;
-};
-
-// What a step needs to know of a whole parameter.
-struct Layer {
-  float param_norm, measured_norm;
-  float shrink;                                    // factor that keeps the update within max_unorm
-  std::array<float, AllRules::kMaxStates> absmax;  // of the new states
-};
 
 // `layers`: one per slot, or null where nothing had to be measured.
 using Step = void (*)(const Batch&, const Layer* layers, std::int64_t first_block, std::int64_t last_block);
