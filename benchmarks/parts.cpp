@@ -50,7 +50,8 @@ Data data;
 const float kScalars[] = {1e-9f, 0.1f, 0.999f, 0.001f, 1e-8f, 0.01f, 1.0f, 1.0f};
 
 void step(bool in_8_bits) {
-  Slot slot{data.p, data.g, DType::kFloat32, DType::kFloat32, kElements, 0, nullptr, 0, {}};
+  Slot slot{data.p, data.g,  DType::kFloat32, DType::kFloat32, kElements, {kElements, kElements, 0},
+            0,      nullptr, nullptr,         nullptr,         0,         {}};
   if (in_8_bits) {
     slot.states[0] = {nullptr, data.m_codes, data.m_absmax};
     slot.states[1] = {nullptr, data.v_codes, data.v_absmax};

@@ -11,14 +11,36 @@ namespace bnb {
 
 enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
+// How a tensor is cut into blocks: row by row, a block never crosses one. The usual tensor is a single row. What lies
+// here may be a part of the tensor (a shard, whose rows are parts of its rows).
+struct Grid {
+  std::int64_t row;     // elements of a row here, > 0
+  std::int64_t stride;  // elements of a row of the whole tensor
+  std::int64_t origin;  // index in the whole tensor of the first element here
+};
+
+// What has been measured of a whole parameter before it is stepped.
+struct Norms {
+  float param, measured;  // measured: of what a layer-wise rule measures
+  float shrink;           // factor that keeps the update within max_unorm
+};
+
+// Sums of squares over a parameter, or the part of it that is here.
+struct Sums {
+  double param, measured, update;
+};
+
 // One parameter with its gradient and states.
 struct Slot {
   void* param;
   const void* grad;
   DType param_dtype, grad_dtype;
-  std::int64_t numel;                              // > 0
+  std::int64_t numel;  // > 0, whole rows
+  Grid grid;
   std::int64_t first_block;                        // blocks of all slots before this one
   const float* grad_scale;                         // one more factor for this gradient, or null
+  const Norms* norms;                              // given, or null: whoever needs them measures what is here
+  Sums* sums;                                      // where measured ones go, or null
   std::uint64_t key;                               // of this parameter at this step, for stochastic rounding
   const std::int64_t* counter;                     // or, if not null, where a kernel finds what `key` is made of
   std::array<State, AllRules::kMaxStates> states;  // as many as the rule has
@@ -71,6 +93,31 @@ BNB_HD std::int64_t find_slot(const Slot* slots, std::int64_t count, std::int64_
   return low;
 }
 
-}  // namespace BNB_ISA
+BNB_HD std::int64_t blocks_in(const Slot& slot) { return slot.numel / slot.grid.row * blocks_of(slot.grid.row); }
 
+// The elements of one block.
+struct Span {
+  std::int64_t begin;  // of the tensor here
+  int n;
+  std::int64_t index;  // of the first one in the whole tensor
+};
+
+BNB_HD Span span_of(const Slot& slot, std::int64_t block) {
+  const Grid& grid = slot.grid;
+  const bool one = grid.row == slot.numel;
+  const std::int64_t in_row = blocks_of(grid.row), row = one ? 0 : block / in_row;
+  const std::int64_t column = (block - row * in_row) * kBlock, left = grid.row - column;
+  return {row * grid.row + column, static_cast<int>(left < kBlock ? left : kBlock),
+          grid.origin + row * grid.stride + column};
+}
+
+// `max_unorm`: longest update in norms of the parameter, 0: any.
+BNB_HD Norms norms_of(const Sums& sums, float max_unorm) {
+  const double param = __builtin_sqrt(sums.param), update = __builtin_sqrt(sums.update), limit = max_unorm * param;
+  const bool too_long = limit > 0 && update > limit;
+  return {static_cast<float>(param), static_cast<float>(__builtin_sqrt(sums.measured)),
+          too_long ? static_cast<float>(limit / update) : 1.0f};
+}
+
+}  // namespace BNB_ISA
 }  // namespace bnb

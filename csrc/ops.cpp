@@ -9,7 +9,7 @@ namespace bnb {
 
 // The 256 numbers of a map, written into `out` (float32, on the CPU).
 void dynamic_map(const Tensor& out, bool is_signed) {
-  floats_of("dynamic_map", "out", out, 256, out);
+  check_floats("dynamic_map", "out", out, 256, out);
   const auto& values = is_signed ? kValues<Sign::kSigned> : kValues<Sign::kUnsigned>;
   std::memcpy(out.mutable_data_ptr(), values.data(), sizeof values);
 }
@@ -21,10 +21,19 @@ void no_map(const Tensor&, bool) {}
 
 }  // namespace bnb
 
-STABLE_TORCH_LIBRARY(torch_bnb, m) { bnb::define_rules(m, bnb::AllRules{}); }
-STABLE_TORCH_LIBRARY_IMPL(torch_bnb, Meta, m) { bnb::implement_rules<nullptr>(m); }
+// torch_bnb:: holds the rules and nothing else; what is beside them has namespaces of its own.
+STABLE_TORCH_LIBRARY(torch_bnb, m) {
+  bnb::define_rules<bnb::Task::kStep>(m, bnb::AllRules{});
+  bnb::define_rules<bnb::Task::kStepOnDevice>(m, bnb::AllRules{});
+}
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb, Meta, m) {
+  bnb::implement_rules<bnb::Task::kStep, nullptr>(m);
+  bnb::implement_rules<bnb::Task::kStepOnDevice, nullptr>(m);
+}
 
-// The codec's ops have a namespace of their own, so that torch_bnb:: holds the rules and nothing else.
+STABLE_TORCH_LIBRARY(torch_bnb_measure, m) { bnb::define_rules<bnb::Task::kMeasure>(m, bnb::AllRules{}); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb_measure, Meta, m) { bnb::implement_rules<bnb::Task::kMeasure, nullptr>(m); }
+
 STABLE_TORCH_LIBRARY(torch_bnb_codec, m) {
   m.def("quantize_blockwise(Tensor values, Tensor(a!) codes, Tensor(b!) absmax, bool signed, int blocksize) -> ()");
   m.def("dequantize_blockwise(Tensor(a!) values, Tensor codes, Tensor absmax, bool signed, int blocksize) -> ()");

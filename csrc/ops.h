@@ -1,7 +1,6 @@
-// The boundary to torch (stable ABI): two ops per rule, made from the rule's own description, and the codec's ops.
-// The overload `on_device` takes what changes from step to step in tensors that the device reads when it runs, so that
-// a CUDA graph can repeat it. A device implements `Launch` and registers itself with `implement_rules<launch>(m)`; it
-// sees plain pointers only.
+// The boundary to torch (stable ABI): ops per rule, made from the rule's own description, and the codec's ops.
+// A device implements a `Launch` for each task and registers it with `implement_rules<task, launch>(m)`; it sees plain
+// pointers only.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,119 +19,117 @@ using torch::stable::Tensor;
 using TensorList = std::vector<Tensor>;
 using Launch = void (*)(int rule, const Batch&);  // rule: its index in AllRules
 
-// What stands in a call, besides its scalars.
-struct Arguments {
+// A rule has three ops. torch_bnb::<rule> steps; its overload <rule>.on_device takes what changes from step to step in
+// tensors that the device reads when it runs, so that a CUDA graph can repeat it. torch_bnb_measure::<rule>, of the
+// same arguments as the first, changes nothing and writes sums over each parameter, for those who hold a part of it and
+// must add up theirs with others'.
+enum class Task { kStep, kStepOnDevice, kMeasure };
+
+// The tensors of a call. states and absmax are rule-state-major: state k of parameter i is at k * params.size() + i.
+struct Tensors {
   TensorList params, grads, states, absmax;
-  std::optional<Tensor> grad_scales;
+  std::optional<Tensor> sums;  // float64, (params, 3), written by kMeasure
+};
+
+// What kStepOnDevice takes in tensors.
+struct Moving {
+  std::optional<Tensor> scalars;    // float32, the rule's
+  std::optional<Tensor> keys;       // int64, (params,), in place of those in Common
+  std::optional<Tensor> found_inf;  // float32, one number: unless it is 0, nothing changes
+};
+
+// What goes with them and is the same for every rule, in the order of the schema.
+struct Common {
+  std::optional<Tensor> grad_scales, norms;
   std::int64_t seed;
-  std::vector<std::int64_t> keys;
-  std::optional<Tensor> keys_on_device;
+  std::vector<std::int64_t> keys, rows, row_strides, origins;
+  Options options;
 };
 
-// The tensors of a call, checked: `op` names it in errors. Nothing is written before every check has passed.
-// states and absmax are rule-state-major: state k of parameter i is at k * params.size() + i.
-std::vector<Slot> make_slots(std::string_view op, const Arguments& arguments, int states_per_param);
+constexpr const char* kCommonSchema =
+    "Tensor? grad_scales=None, Tensor? norms=None, int seed=0, int[] keys=[], int[] rows=[], int[] row_strides=[], "
+    "int[] origins=[], float grad_scale=1.0, float max_unorm=0.0, bool skip_zeros=False, "
+    "bool stochastic_weights=False, int[] stochastic_states=[]";
+
+// Takes ownership of them. `op` names the op in errors.
+Common read_common(std::string_view op, const StableIValue* stack, int states_per_param);
+// The tensors as pointers, checked. Nothing is written before every check has passed.
+std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int states_per_param, const Common& common,
+                             const Moving& moving);
 void check_meta(std::string_view op, const TensorList& params);
-// The data of a float32 tensor of `numel` elements on the device of `like`.
-const float* floats_of(std::string_view op, const char* what, const Tensor& t, std::int64_t numel, const Tensor& like);
-// Which of a rule's `states_per_param` states `indices` names.
-std::array<bool, AllRules::kMaxStates> chosen_states(std::string_view op, const std::vector<std::int64_t>& indices,
-                                                     int states_per_param);
+// `scalars`: `count` of them, unless they are in `moving`.
+Batch make_batch(std::string_view op, const std::vector<Slot>& slots, const float* scalars, std::int32_t count,
+                 const Options& options, const Moving& moving, const Tensor& like);
 
-// "adamw(Tensor(a!)[] params, ..., float lr, ..., Tensor? grad_scales=None, ..., int[] keys=[], ...) -> ()", or
-// "adamw.on_device(Tensor(a!)[] params, ..., Tensor scalars, ..., Tensor? keys=None, Tensor? found_inf=None, ...) ->
-// ()"
-template <class Rule>
-std::string schema(bool on_device) {
-  std::string text = std::string(Rule::kName) + (on_device ? ".on_device" : "") +
-                     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *";
-  if (on_device) text += ", Tensor scalars";
-  for (const Name scalar : Rule::kScalars)
-    if (!on_device) text += std::string(", float ") + scalar;
-  text += ", Tensor? grad_scales=None, int seed=0";
-  text += on_device ? ", Tensor? keys=None, Tensor? found_inf=None" : ", int[] keys=[]";
-  return text +
-         ", float grad_scale=1.0, float max_unorm=0.0, bool skip_zeros=False, bool stochastic_weights=False, "
-         "int[] stochastic_states=[]) -> ()";
+template <class Rule, Task task>
+std::string op_name() {
+  return std::string(Rule::kName) + (task == Task::kStepOnDevice ? ".on_device" : "");
 }
 
-// The arguments of the dispatcher's boxed form, one after another. Whoever takes one owns it.
-class Stack {
- public:
-  explicit Stack(StableIValue* next) : next_(next) {}
-
-  template <class T>
-  T take() {
-    return torch::stable::detail::to<T>(*next_++);
-  }
-
- private:
-  StableIValue* next_;
-};
-
-// One kernel in boxed form. It takes every argument before it checks any.
-// [note: launch] nullptr is the Meta kernel: an op that returns nothing has nothing to infer.
-template <class Rule, int index, Launch launch, bool on_device>
-void boxed_rule(StableIValue* arguments, std::uint64_t, std::uint64_t) {
-  constexpr std::int32_t count = Rule::kScalars.size();
-  Stack stack(arguments);
-  Arguments given;
-  given.params = stack.take<TensorList>();
-  given.grads = stack.take<TensorList>();
-  given.states = stack.take<TensorList>();
-  given.absmax = stack.take<TensorList>();
-  std::optional<Tensor> tensor, found_inf;
-  float scalars[count];
-  if constexpr (on_device)
-    tensor = stack.take<Tensor>();
+// "adamw(Tensor(a!)[] params, ..., float lr, ..., Tensor? grad_scales=None, ...) -> ()"
+template <class Rule, Task task>
+std::string schema() {
+  std::string text = op_name<Rule, task>();
+  text += task == Task::kMeasure
+              ? "(Tensor[] params, Tensor[] grads, Tensor[] states, Tensor[] absmax, Tensor(a!) sums, *"
+              : "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *";
+  if (task == Task::kStepOnDevice)
+    text += ", Tensor scalars, Tensor? moving_keys=None, Tensor? found_inf=None";
   else
-    for (float& scalar : scalars) scalar = static_cast<float>(stack.take<double>());
-  given.grad_scales = stack.take<std::optional<Tensor>>();
-  given.seed = stack.take<std::int64_t>();
-  if constexpr (on_device) {
-    given.keys_on_device = stack.take<std::optional<Tensor>>();
-    found_inf = stack.take<std::optional<Tensor>>();
+    for (const Name scalar : Rule::kScalars) text += std::string(", float ") + scalar;
+  return text + ", " + kCommonSchema + ") -> ()";
+}
+
+// One kernel in the dispatcher's boxed form. It takes ownership of every argument before it checks any.
+// [note: launch] nullptr is the Meta kernel: an op that returns nothing has nothing to infer.
+template <class Rule, int index, Task task, Launch launch>
+void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
+  using torch::stable::detail::to;
+  constexpr std::size_t count = Rule::kScalars.size();
+  Tensors tensors{
+      to<TensorList>(stack[0]), to<TensorList>(stack[1]), to<TensorList>(stack[2]), to<TensorList>(stack[3]), {}};
+  stack += 4;
+  if constexpr (task == Task::kMeasure) tensors.sums = to<Tensor>(*stack++);
+  float scalars[count]{};
+  Moving moving;
+  if constexpr (task == Task::kStepOnDevice) {
+    moving = {to<Tensor>(stack[0]), to<std::optional<Tensor>>(stack[1]), to<std::optional<Tensor>>(stack[2])};
+    stack += 3;
   } else {
-    given.keys = stack.take<std::vector<std::int64_t>>();
+    for (float& scalar : scalars) scalar = static_cast<float>(to<double>(*stack++));
   }
-  Options options{};
-  options.grad_scale = static_cast<float>(stack.take<double>());
-  options.max_unorm = static_cast<float>(stack.take<double>());
-  options.skip_zeros = stack.take<bool>();
-  options.stochastic_weights = stack.take<bool>();
-  options.stochastic_states = chosen_states(Rule::kName, stack.take<std::vector<std::int64_t>>(), Rule::kStates.size());
-  options.seed = static_cast<std::uint64_t>(given.seed);
+  const Common common = read_common(Rule::kName, stack, Rule::kStates.size());
   if constexpr (launch == nullptr) {
-    check_meta(Rule::kName, given.params);
+    check_meta(Rule::kName, tensors.params);
   } else {
-    const auto slots = make_slots(Rule::kName, given, Rule::kStates.size());
+    const auto slots = make_slots(Rule::kName, tensors, Rule::kStates.size(), common, moving);
     if (slots.empty()) return;
-    const Tensor& first = given.params[0];
-    const float* const from = tensor ? floats_of(Rule::kName, "scalars", *tensor, count, first) : scalars;
-    const float* const inf = found_inf ? floats_of(Rule::kName, "found_inf", *found_inf, 1, first) : nullptr;
-    if (inf != nullptr && first.is_cpu() && *inf != 0) return;
-    launch(index, {slots.data(), static_cast<std::int64_t>(slots.size()),
-                   slots.back().first_block + blocks_of(slots.back().numel), from, count, on_device, inf, options,
-                   first.get_device_index()});
+    const Tensor& first = tensors.params[0];
+    const Batch batch = make_batch(Rule::kName, slots, scalars, count, common.options, moving, first);
+    // On the CPU, what is on the device can be read at once.
+    if (first.is_cpu() && batch.found_inf != nullptr && *batch.found_inf != 0) return;
+    launch(index, batch);
   }
 }
 
-template <class... Rules>
+template <Task task, class... Rules>
 void define_rules(torch::stable::detail::StableLibrary& m, RuleList<Rules...>) {
-  ((m.def(schema<Rules>(false).c_str()), m.def(schema<Rules>(true).c_str())), ...);
+  (m.def(schema<Rules, task>().c_str()), ...);
 }
 
-template <Launch launch, class... Rules, int... I>
+template <Task task, Launch launch, class... Rules, int... I>
 void implement_rules(torch::stable::detail::StableLibrary& m, RuleList<Rules...>, std::integer_sequence<int, I...>) {
-  (m.impl(Rules::kName, boxed_rule<Rules, I, launch, false>), ...);
-  (m.impl((std::string(Rules::kName) + ".on_device").c_str(), boxed_rule<Rules, I, launch, true>), ...);
+  (m.impl(op_name<Rules, task>().c_str(), boxed_rule<Rules, I, task, launch>), ...);
 }
 
-template <Launch launch>
+template <Task task, Launch launch>
 void implement_rules(torch::stable::detail::StableLibrary& m) {
-  implement_rules<launch>(m, AllRules{}, std::make_integer_sequence<int, AllRules::kCount>{});
+  implement_rules<task, launch>(m, AllRules{}, std::make_integer_sequence<int, AllRules::kCount>{});
 }
 
+// The data of a float32 tensor of `numel` elements on the device of `like`.
+const float* check_floats(std::string_view op, const char* what, const Tensor& t, std::int64_t numel,
+                          const Tensor& like);
 // The codec's arguments, checked.
 Quantized make_quantized(std::string_view op, const Tensor& values, const Tensor& codes, const Tensor& absmax,
                          std::int64_t blocksize);

@@ -60,22 +60,27 @@ void for_each_block(const cuda::Part& part, const F& f) {
 
 template <class Rule>
 void measure(const cuda::Part& part, Layer* layers) {
-  std::vector<Measure> sums(part.count);
+  std::vector<Measure> measures(part.count);
   for_each_block(part, [&](int slot, std::int64_t block, std::int64_t) {
     Warp<Lane<Rule>> warp(part.slots[slot], block);
-    add(sums[slot], measure_block<Rule>(part, slot, warp));
+    add(measures[slot], measure_block<Rule>(part, slot, warp));
   });
-  for (int slot = 0; slot < part.count; ++slot) layers[slot] = layer_of(sums[slot], part.options.max_unorm);
+  for (int slot = 0; slot < part.count; ++slot)
+    if (Sums* const wanted = part.slots[slot].sums)
+      *wanted = measures[slot].sums;
+    else
+      layers[slot] = {norms_of(measures[slot].sums, part.options.max_unorm), measures[slot].absmax};
 }
 
 template <class Rule>
-void run(cuda::Part part, bool whole) {
+void step(cuda::Part part, bool whole) {
   std::vector<Layer> layers(part.count);
-  if (kLayerwise<Rule>) {
+  const bool given = part.slots[0].norms != nullptr;
+  if (kLayerwise<Rule> && !given) {
     measure<Rule>(part, layers.data());
     part.layers = layers.data();
   }
-  if (whole || part.options.max_unorm > 0) {
+  if (whole || (part.options.max_unorm > 0 && !given)) {
     std::vector<Layer> all(part.count);
     measure<Rule>(part, all.data());
     layers.swap(all);
@@ -91,13 +96,21 @@ void run(cuda::Part part, bool whole) {
 }
 
 template <class... Rules>
-void launch(int rule, const Batch& batch, RuleList<Rules...>) {
-  constexpr std::array<void (*)(cuda::Part, bool), sizeof...(Rules)> runs{run<Rules>...};
+void step_each(int rule, const Batch& batch, RuleList<Rules...>) {
+  constexpr std::array<void (*)(cuda::Part, bool), sizeof...(Rules)> steps{step<Rules>...};
   for (std::int64_t first = 0; first < batch.count; first += cuda::kCapacity)
-    runs[rule](cuda::part_from(batch, first), has_whole_state(batch));
+    steps[rule](cuda::part_from(batch, first), has_whole_state(batch));
 }
 
-void launch(int rule, const Batch& batch) { launch(rule, batch, AllRules{}); }
+template <class... Rules>
+void measure_each(int rule, const Batch& batch, RuleList<Rules...>) {
+  constexpr std::array<void (*)(const cuda::Part&, Layer*), sizeof...(Rules)> measures{measure<Rules>...};
+  for (std::int64_t first = 0; first < batch.count; first += cuda::kCapacity)
+    measures[rule](cuda::part_from(batch, first), nullptr);
+}
+
+void launch(int rule, const Batch& batch) { step_each(rule, batch, AllRules{}); }
+void sum_up(int rule, const Batch& batch) { measure_each(rule, batch, AllRules{}); }
 
 // Every float from 0 to 1 whose bits are a multiple of `stride`, and a few above 1: how many get another number than
 // codec.h gives.
@@ -145,12 +158,20 @@ std::int64_t capacity() { return cuda::kCapacity; }
 }  // namespace bnb
 
 STABLE_TORCH_LIBRARY(torch_bnb_emulated, m) {
-  bnb::define_rules(m, bnb::AllRules{});
+  bnb::define_rules<bnb::Task::kStep>(m, bnb::AllRules{});
+  bnb::define_rules<bnb::Task::kStepOnDevice>(m, bnb::AllRules{});
   m.def("wrong_numbers(bool signed, int stride) -> int");
   m.def("wrong_near_edges(bool signed) -> int");
   m.def("capacity() -> int");
 }
-STABLE_TORCH_LIBRARY_IMPL(torch_bnb_emulated, CPU, m) { bnb::implement_rules<bnb::launch>(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb_emulated, CPU, m) {
+  bnb::implement_rules<bnb::Task::kStep, bnb::launch>(m);
+  bnb::implement_rules<bnb::Task::kStepOnDevice, bnb::launch>(m);
+}
+STABLE_TORCH_LIBRARY(torch_bnb_emulated_measure, m) { bnb::define_rules<bnb::Task::kMeasure>(m, bnb::AllRules{}); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb_emulated_measure, CPU, m) {
+  bnb::implement_rules<bnb::Task::kMeasure, bnb::sum_up>(m);
+}
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb_emulated, CompositeExplicitAutograd, m) {
   m.impl("wrong_numbers", TORCH_BOX(&bnb::wrong_numbers_of));
   m.impl("wrong_near_edges", TORCH_BOX(&bnb::wrong_near_edges_of));

@@ -157,6 +157,44 @@ def test_any_sizes_in_as_many_launches_as_they_need_and_misaligned(emulated, nam
     assert_agree(emulated, name, tensors, scalars)
 
 
+def sums_of(library, name, tensors, scalars, **options):
+    sums = torch.zeros(len(tensors[0]), 3, dtype=torch.float64)
+    getattr(library, name)(*tensors, sums, **scalars, **options)
+    return sums
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parts_of_a_tensor_cut_into_rows(emulated, name):
+    # Rows of 300 are two blocks each; the parts are rows 3 and 4 of a tensor with rows of 900, and their columns.
+    parts = [torch.randn(600), torch.randn(600)]
+    tensors, scalars = a_call(name, {}, (600, 600), (torch.float32, torch.bfloat16))
+    optimizer_states = len(CASES[name].optimizer.states)
+    tensors[1] = parts
+    for k in range(optimizer_states * 2):
+        if tensors[2][k].dtype == torch.uint8:
+            tensors[3][k] = torch.rand(4)
+    options = {
+        "rows": [300, 300],
+        "row_strides": [900, 900],
+        "origins": [2**32 - 100, 3000],  # random bits of an element are those of its place in the whole tensor
+        "stochastic_weights": True,
+        "stochastic_states": [0],
+        "keys": [9, 10],
+        "max_unorm": 1e-4,
+    }
+    own, theirs = torch.ops.torch_bnb_measure, torch.ops.torch_bnb_emulated_measure
+    first = sums_of(own, name, tensors, scalars, **options)
+    torch.testing.assert_close(first, sums_of(theirs, name, tensors, scalars, **options), rtol=1e-14, atol=0)
+    norms = ops.norms_of(first, 1e-4)
+    second = sums_of(own, name, tensors, scalars, norms=norms, **options)
+    torch.testing.assert_close(
+        second, sums_of(theirs, name, tensors, scalars, norms=norms, **options), rtol=1e-14, atol=0
+    )
+    norms = ops.norms_of(second, 1e-4)
+    assert (norms[:, 2] < 1).any()
+    assert_agree(emulated, name, tensors, scalars, norms=norms, **options)
+
+
 def test_the_calls_above_took_many_launches(emulated):
     assert emulated.capacity() < len(SIZES)
 
@@ -197,10 +235,10 @@ def test_scalars_and_keys_that_the_device_reads(emulated, name):
     for run in (
         lambda *t: getattr(torch.ops.torch_bnb, name)(*t, **scalars, keys=keys, **options),
         lambda *t: getattr(torch.ops.torch_bnb, name).on_device(
-            *t, scalars=torch.tensor(list(scalars.values())), keys=torch.tensor(keys), **options
+            *t, scalars=torch.tensor(list(scalars.values())), moving_keys=torch.tensor(keys), **options
         ),
         lambda *t: getattr(emulated, name).on_device(
-            *t, scalars=torch.tensor(list(scalars.values())), keys=torch.tensor(keys), **options
+            *t, scalars=torch.tensor(list(scalars.values())), moving_keys=torch.tensor(keys), **options
         ),
     ):
         given = clone(params), grads, clone(states), clone(absmax)

@@ -37,7 +37,7 @@ struct Tensors {
         codes{reserve<std::uint8_t>(n), reserve<std::uint8_t>(n)} {}
 
   Slot slot(std::int64_t n, std::int64_t first_block) const {
-    Slot slot{p, g, DType::kFloat32, DType::kFloat32, n, first_block, nullptr, 1, {}};
+    Slot slot{p, g, DType::kFloat32, DType::kFloat32, n, {n, n, 0}, first_block, nullptr, nullptr, nullptr, 1, {}};
     for (int k = 0; k < 2; ++k) slot.states[k] = {nullptr, codes[k], absmax[k]};
     return slot;
   }

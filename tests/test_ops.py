@@ -126,3 +126,72 @@ def test_every_instruction_set_gives_the_same_bits():
 
 def test_an_unknown_instruction_set_is_an_error():
     assert "TORCH_BNB_ISA=mmx is not one of baseline, avx2, avx512" in bits_of("mmx")
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("bits", [8, 32])
+def test_a_block_does_not_cross_a_row(name, bits):
+    n, row = 3 * 300, 300
+    params, grads, states, absmax, scalars = arguments(name, bits, n)
+    params, grads, states = params[:1], grads[:1], states[::2]
+    absmax = [torch.zeros(3 * 2) for _ in states] if absmax else []
+    parts = [
+        [t.view(3, -1)[k].clone() for t in tensors] for k in range(3) for tensors in (params, grads, states, absmax)
+    ]
+    common = {"norms": torch.tensor([[2.0, 3.0, 0.5]])}
+    ops.update(name, params, grads, states, absmax, scalars, rows=[row], **common)
+    for k in range(3):
+        p, g, s, a = parts[4 * k : 4 * k + 4]
+        ops.update(name, p, g, s, a, scalars, **common)
+        for whole, part in zip((*params, *states, *absmax), (*p, *s, *a), strict=True):
+            assert torch.equal(whole.view(3, -1)[k], part)
+
+
+@EVERY_RULE
+def test_chance_goes_by_the_index_in_the_whole_tensor(name):
+    params, grads, states, absmax, scalars = arguments(name, 8, 4 * 512, torch.bfloat16)
+    params, grads, states, absmax = params[:1], grads[:1], states[::2], absmax[::2]
+    chance = {"stochastic_weights": True, "stochastic_states": range(len(states)), "seed": 3, "keys": [1 << 32]}
+    halves = [  # of every one of the four rows: columns from 256
+        [t.view(4, -1)[:, t.numel() // 8 :].clone().view(-1) for t in tensors]
+        for tensors in (params, grads, states, absmax)
+    ]
+    norms = torch.tensor([[2.0, 3.0, 1.0]])
+    ops.update(name, params, grads, states, absmax, scalars, norms=norms, **chance)
+    p, g, s, a = halves
+    ops.update(name, p, g, s, a, scalars, norms=norms, rows=[256], row_strides=[512], origins=[256], **chance)
+    for whole, half in zip((*params, *states, *absmax), (*p, *s, *a), strict=True):
+        assert torch.equal(whole.view(4, -1)[:, whole.numel() // 8 :].reshape(-1), half)
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("max_unorm", [0.0, 0.01])
+def test_parts_that_add_up_their_sums_step_like_the_whole(name, max_unorm):
+    params, grads, states, absmax, scalars = arguments(name, 8, 4 * 256)
+    params, grads, states, absmax = params[:1], grads[:1], states[::2], absmax[::2]
+    parts = [
+        [[t.view(4, -1)[k].clone() for t in tensors] for tensors in (params, grads, states, absmax)] for k in range(4)
+    ]
+    ops.update(name, params, grads, states, absmax, scalars, max_unorm=max_unorm)
+    norms = None
+    for _ in range(2):  # of the rule, then of the update
+        total = torch.zeros(1, 3, dtype=torch.float64)
+        for part in parts:
+            sums = torch.empty(1, 3, dtype=torch.float64)
+            ops.measure(name, *part, scalars, sums, norms=norms, max_unorm=max_unorm)
+            total += sums
+        norms = ops.norms_of(total, max_unorm)
+    for part in parts:
+        ops.update(name, *part, scalars, norms=norms)
+    for index, tensors in enumerate((params, states, absmax)):
+        for position, whole in enumerate(tensors):
+            where = (0, 2, 3)[index]
+            assert torch.equal(whole, torch.cat([part[where][position] for part in parts]))
+
+
+def test_rows_that_do_not_fit_are_refused():
+    params, grads, states, absmax, scalars = arguments("adamw")
+    with pytest.raises(RuntimeError, match="adamw: rows must be 0 or divide a parameter's 700 elements, got 11"):
+        ops.update("adamw", params, grads, states, absmax, scalars, rows=[11, 3])
+    with pytest.raises(RuntimeError, match="adamw: rows must be empty or have one number per parameter"):
+        ops.update("adamw", params, grads, states, absmax, scalars, rows=[7])

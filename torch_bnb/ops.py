@@ -2,9 +2,12 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from ctypes import c_float
+from typing import TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 try:
     from torch_bnb import _C  # noqa: F401  (loading it registers torch.ops.torch_bnb and torch.ops.torch_bnb_codec)
@@ -24,6 +27,35 @@ def has_kernel(rule: str, device: torch.device) -> bool:
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"torch_bnb::{rule}", key)
 
 
+class Common(TypedDict, total=False):
+    """Keyword arguments of a rule's operators, with n parameters."""
+
+    grad_scale: float
+    """Gradients are multiplied by it as they are read; -1 maximises."""
+    grad_scales: Tensor | None
+    """float32, shape (n,): one more factor for each gradient."""
+    max_unorm: float
+    """Longest update before the learning rate, as a multiple of its parameter's norm; 0 is off."""
+    skip_zeros: bool
+    """Elements with zero gradient stay as they are, their state included."""
+    norms: Tensor | None
+    """float32, shape (n, 3): what `norms_of` made of measured sums. Without it, what is in the call is measured."""
+    stochastic_weights: bool
+    """Round bfloat16 and float16 parameters stochastically."""
+    stochastic_states: Sequence[int]
+    """Which of the rule's states to round stochastically where they are 8-bit, by index."""
+    seed: int
+    """Of stochastic rounding, with `keys`."""
+    keys: Sequence[int]
+    """One number per parameter, other at every step."""
+    rows: Sequence[int]
+    """Elements of each parameter's rows, which blocks do not cross; 0: it is one row. Empty: all are."""
+    row_strides: Sequence[int]
+    """The same of the whole tensor, where a parameter is a part of one. For stochastic rounding, with `origins`."""
+    origins: Sequence[int]
+    """Index in the whole tensor of each parameter's first element."""
+
+
 def update(
     rule: str,
     params: Sequence[Tensor],
@@ -31,15 +63,7 @@ def update(
     states: Sequence[Tensor],
     absmax: Sequence[Tensor],
     scalars: Mapping[str, float],
-    *,
-    grad_scale: float = 1.0,
-    grad_scales: Tensor | None = None,
-    max_unorm: float = 0.0,
-    skip_zeros: bool = False,
-    stochastic_weights: bool = False,
-    stochastic_states: Sequence[int] = (),
-    seed: int = 0,
-    keys: Sequence[int] = (),
+    **common: Unpack[Common],
 ) -> None:
     """One step of `rule` for every parameter, in one parallel region: ``param -= lr * direction``.
 
@@ -52,29 +76,57 @@ def update(
         absmax: One float32 tensor per entry of `states` with one number per block of 256 elements or a single one for
             the whole tensor (empty where the state is float32), or an empty list when no state is uint8.
         scalars: The rule's floats by name.
-        grad_scale: Gradients are multiplied by it as they are read; -1 maximises.
-        grad_scales: float32 tensor with one more factor for each gradient.
-        max_unorm: Longest update before the learning rate, as a multiple of its parameter's norm; 0 is off.
-        skip_zeros: Elements with zero gradient stay as they are, their state included.
-        stochastic_weights: Round bfloat16 and float16 parameters stochastically.
-        stochastic_states: Which of the rule's states to round stochastically where they are 8-bit, by index.
-        seed: Of stochastic rounding, with `keys`.
-        keys: One number per parameter, other at every step.
+        **common: See `Common`.
 
     Raises:
         RuntimeError: A tensor has the wrong dtype, layout, size or device. Nothing has been written then.
     """
-    options = {
-        "grad_scale": grad_scale,
-        "grad_scales": grad_scales,
-        "max_unorm": max_unorm,
-        "skip_zeros": skip_zeros,
-        "stochastic_weights": stochastic_weights,
-        "stochastic_states": stochastic_states,
-        "seed": seed,
-        "keys": keys,
-    }
-    getattr(torch.ops.torch_bnb, rule)(params, grads, states, absmax, **scalars, **options)
+    getattr(torch.ops.torch_bnb, rule)(params, grads, states, absmax, **scalars, **common)
+
+
+def measure(
+    rule: str,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[Tensor],
+    absmax: Sequence[Tensor],
+    scalars: Mapping[str, float],
+    sums: Tensor,
+    **common: Unpack[Common],
+) -> None:
+    """Sums of squares over each parameter of a step that is not made; arguments as those of `update`.
+
+    Who holds only a part of a parameter adds them up with the others', and steps with what `norms_of` makes of them.
+
+    Args:
+        rule: As in `update`, like the following.
+        params: n tensors, not changed.
+        grads: Theirs.
+        states: Theirs.
+        absmax: Theirs.
+        scalars: The rule's.
+        sums: float64, shape (n, 3), filled: of the parameter, of what a layer-wise rule measures, and of the update
+            before the learning rate. The last needs the ``norms`` of a layer-wise rule, and is 0 without.
+        **common: See `Common`.
+    """
+    getattr(torch.ops.torch_bnb_measure, rule)(params, grads, states, absmax, sums, **scalars, **common)
+
+
+def norms_of(sums: Tensor, max_unorm: float) -> Tensor:
+    """What a step needs of sums over whole parameters.
+
+    Args:
+        sums: float64, shape (n, 3), from `measure`.
+        max_unorm: As in `Common`.
+
+    Returns:
+        float32, shape (n, 3): norms of the parameter and of what a layer-wise rule measures, and the factor that keeps
+        the update within `max_unorm`.
+    """
+    param, measured, update = sums.sqrt().unbind(1)
+    limit = c_float(max_unorm).value * param  # the kernels' own is a float32
+    too_long = (limit > 0) & (update > limit)
+    return torch.stack([param, measured, torch.where(too_long, limit / update, 1.0)], dim=1).to(torch.float32)
 
 
 def quantize_blockwise(values: Tensor, codes: Tensor, absmax: Tensor, signed: bool, blocksize: int) -> None:

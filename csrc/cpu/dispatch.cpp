@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -48,30 +49,44 @@ const Kernels& kernels() {
 }
 
 // Measures every parameter, by blocks in parallel and then in a fixed order, so that threads do not change a bit.
-std::vector<Layer> measure(const Batch& batch, Measurement measurement, const Layer* before) {
-  std::vector<Measure> measures(batch.blocks);
+std::vector<Measure> measure(const Batch& batch, Measurement measurement, const Layer* before) {
+  std::vector<Measure> blocks(batch.blocks), slots(batch.count);
   torch::stable::parallel_for(0, batch.blocks, kGrain, [&](std::int64_t first, std::int64_t last) {
-    measurement(batch, before, measures.data(), first, last);
+    measurement(batch, before, blocks.data(), first, last);
   });
-  std::vector<Layer> layers(batch.count);
   for (std::int64_t i = 0; i < batch.count; ++i) {
-    const std::int64_t first = batch.slots[i].first_block;
     const std::int64_t last = i + 1 < batch.count ? batch.slots[i + 1].first_block : batch.blocks;
-    Measure sum{};
-    for (std::int64_t block = first; block < last; ++block) add(sum, measures[block]);
-    layers[i] = layer_of(sum, batch.options.max_unorm);
+    for (std::int64_t block = batch.slots[i].first_block; block < last; ++block) add(slots[i], blocks[block]);
   }
+  return slots;
+}
+
+std::vector<Layer> layers_of(const std::vector<Measure>& measured, float max_unorm) {
+  std::vector<Layer> layers(measured.size());
+  std::transform(measured.begin(), measured.end(), layers.begin(),
+                 [&](const Measure& m) { return Layer{norms_of(m.sums, max_unorm), m.absmax}; });
+  return layers;
+}
+
+// Those of which the norms are given: all slots or none.
+std::vector<Layer> given_layers(const Batch& batch) {
+  std::vector<Layer> layers;
+  for (std::int64_t i = 0; i < batch.count && batch.slots[i].norms != nullptr; ++i)
+    layers.push_back({*batch.slots[i].norms, {}});
   return layers;
 }
 
 void launch(int rule, const Batch& batch) {
   const Kernels& set = kernels();
-  std::vector<Layer> layers;
-  if (set.layerwise[rule]) layers = measure(batch, set.measure[rule], nullptr);
-  const bool whole = has_whole_state(batch);
-  if (whole || batch.options.max_unorm > 0) {
-    const std::vector<Layer> before = std::move(layers);
-    layers = measure(batch, set.measure[rule], before.empty() ? nullptr : before.data());
+  std::vector<Layer> layers = given_layers(batch);
+  bool whole = false;
+  if (layers.empty()) {
+    const float limit = batch.options.max_unorm;
+    const auto look = [&] {
+      layers = layers_of(measure(batch, set.measure[rule], layers.empty() ? nullptr : layers.data()), limit);
+    };
+    if (set.layerwise[rule]) look();
+    if ((whole = has_whole_state(batch)) || limit > 0) look();
   }
   const Layer* known = layers.empty() ? nullptr : layers.data();
   torch::stable::parallel_for(0, batch.blocks, kGrain, [&](std::int64_t first, std::int64_t last) {
@@ -80,6 +95,12 @@ void launch(int rule, const Batch& batch) {
   for (std::int64_t i = 0; whole && i < batch.count; ++i)
     for (std::size_t k = 0; k < layers[i].absmax.size(); ++k)
       if (batch.slots[i].states[k].whole) *batch.slots[i].states[k].absmax = layers[i].absmax[k];
+}
+
+void sum_up(int rule, const Batch& batch) {
+  const std::vector<Layer> layers = given_layers(batch);
+  const auto measured = measure(batch, kernels().measure[rule], layers.empty() ? nullptr : layers.data());
+  for (std::int64_t i = 0; i < batch.count; ++i) *batch.slots[i].sums = measured[i].sums;
 }
 
 void run_code(const Quantized& q, Code code) {
@@ -100,7 +121,11 @@ void dequantize_blockwise(const Tensor& values, const Tensor& codes, const Tenso
 
 }  // namespace bnb::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CPU, m) { bnb::implement_rules<bnb::cpu::launch>(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CPU, m) {
+  bnb::implement_rules<bnb::Task::kStep, bnb::cpu::launch>(m);
+  bnb::implement_rules<bnb::Task::kStepOnDevice, bnb::cpu::launch>(m);
+}
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb_measure, CPU, m) { bnb::implement_rules<bnb::Task::kMeasure, bnb::cpu::sum_up>(m); }
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb_codec, CPU, m) {
   m.impl("quantize_blockwise", TORCH_BOX(&bnb::cpu::quantize_blockwise));
   m.impl("dequantize_blockwise", TORCH_BOX(&bnb::cpu::dequantize_blockwise));

@@ -56,7 +56,7 @@ template <class Rule>
 void step_block(const Rule& rule, const Slot& slot, const Options& options, const Layer* layer, std::int64_t index) {
   Block<Rule> block(slot, index, true);
   if (options.skip_zeros && !has_nonzero(block.g)) return;
-  const Pace pace{grad_scale_of(slot, options), layer == nullptr ? rule.lr : rule.lr * layer->shrink};
+  const Pace pace{grad_scale_of(slot, options), layer == nullptr ? rule.lr : rule.lr * layer->norms.shrink};
   const float* const from = slot.param_dtype == DType::kFloat64 ? kZeros : block.p;
   advance(rule, block, options, pace, from, block.p, std::make_index_sequence<Rule::kStates.size()>{});
   block.put_back(options, layer == nullptr ? nullptr : layer->absmax.data());
@@ -89,20 +89,20 @@ Measure measure_block(const Rule& rule, bool norms_known, const Slot& slot, cons
                       std::index_sequence<K...> all) {
   Block<Rule> block(slot, index, false);
   const float scale = grad_scale_of(slot, options);
-  Measure sums{};
-  sums.param = sum_of_squares(block.p);
+  Measure measure{};
+  measure.sums.param = sum_of_squares(block.p);
   if constexpr (kLayerwise<Rule>) {
     alignas(64) float of_elements[kBlock];
     measured(rule, scale, block.p, block.g, of_elements, block.s[K]...);
     if (block.n < kBlock) std::memset(of_elements + block.n, 0, sizeof(float) * (kBlock - block.n));
-    sums.measured = sum_of_squares(of_elements);
-    if (!norms_known) return sums;
+    measure.sums.measured = sum_of_squares(of_elements);
+    if (!norms_known) return measure;
   }
   advance(rule, block, options, {scale, rule.lr}, kZeros, block.p, all);
   if (block.n < kBlock) std::memset(block.p + block.n, 0, sizeof(float) * (kBlock - block.n));
-  sums.update = sum_of_squares(block.p);
-  ((sums.absmax[K] = absmax_of(block.s[K], block.n)), ...);
-  return sums;
+  measure.sums.update = sum_of_squares(block.p);
+  ((measure.absmax[K] = absmax_of(block.s[K], block.n)), ...);
+  return measure;
 }
 
 // Calls f(index of the slot, block within the slot, block within the batch) for blocks [first, last): a thread's share.
@@ -120,7 +120,7 @@ void step_blocks(const Batch& batch, const Layer* layers, std::int64_t first, st
   const Rule base = make_rule<Rule>(batch.scalars);
   for_each_block(batch, first, last, [&](std::int64_t slot, std::int64_t block, std::int64_t) {
     const Layer* layer = layers == nullptr ? nullptr : layers + slot;
-    step_block(rule_for(base, layer), batch.slots[slot], batch.options, layer, block);
+    step_block(rule_for(base, norms_in(layer)), batch.slots[slot], batch.options, layer, block);
   });
 }
 
@@ -130,8 +130,8 @@ void measure_blocks(const Batch& batch, const Layer* layers, Measure* measures, 
   base.lr = 1;
   for_each_block(batch, first, last, [&](std::int64_t slot, std::int64_t block, std::int64_t in_batch) {
     const Layer* layer = layers == nullptr ? nullptr : layers + slot;
-    measures[in_batch] = measure_block(rule_for(base, layer), layer != nullptr, batch.slots[slot], batch.options, block,
-                                       std::make_index_sequence<Rule::kStates.size()>{});
+    measures[in_batch] = measure_block(rule_for(base, norms_in(layer)), layer != nullptr, batch.slots[slot],
+                                       batch.options, block, std::make_index_sequence<Rule::kStates.size()>{});
   });
 }
 

@@ -17,14 +17,20 @@ BNB_HD Rule rule_of(const cuda::Part& part) {
   return make_rule<Rule>(part.scalars_on_device == nullptr ? part.scalars.data() : part.scalars_on_device);
 }
 
+// What is known of a slot's parameter, or null.
+BNB_HD const Norms* norms_for(const cuda::Part& part, int slot) {
+  if (part.slots[slot].norms != nullptr) return part.slots[slot].norms;
+  return part.layers == nullptr ? nullptr : &part.layers[slot].norms;
+}
+
 template <class Rule, class Warp>
 BNB_HD void step_block(const cuda::Part& part, int slot, Warp& warp) {
   const Options& options = part.options;
   using L = Lane<Rule>;
   if (options.skip_zeros && !warp.any([](const L& lane) { return lane.has_gradient(); })) return;
-  const Layer* const layer = part.layers == nullptr ? nullptr : part.layers + slot;
-  const Rule rule = rule_for(rule_of<Rule>(part), layer);
-  const float rate = layer == nullptr ? rule.lr : rule.lr * layer->shrink;
+  const Norms* const norms = norms_for(part, slot);
+  const Rule rule = rule_for(rule_of<Rule>(part), norms);
+  const float rate = norms == nullptr ? rule.lr : rule.lr * norms->shrink;
   const bool from_zero = part.slots[slot].param_dtype == DType::kFloat64;
   warp.each([&](L& lane) {
     lane.advance(rule, options, rate, from_zero);
@@ -36,7 +42,7 @@ BNB_HD void step_block(const cuda::Part& part, int slot, Warp& warp) {
     const State& state = part.slots[slot].states[k];
     absmax[k] = 0;
     if (state.whole)
-      absmax[k] = layer->absmax[k];
+      absmax[k] = part.layers[slot].absmax[k];
     else if (state.codes)
       absmax[k] = float_of(warp.largest([k](const L& lane) { return lane.largest(k); }));
   }
@@ -50,22 +56,22 @@ template <class Rule, class Warp>
 BNB_HD Measure measure_block(const cuda::Part& part, int slot, Warp& warp) {
   const Options& options = part.options;
   using L = Lane<Rule>;
-  const Layer* const layer = part.layers == nullptr ? nullptr : part.layers + slot;
+  const Norms* const norms = norms_for(part, slot);
   Rule rule = rule_of<Rule>(part);
   rule.lr = 1;
-  rule = rule_for(rule, layer);
-  Measure sums{};
-  sums.param = warp.sum([](const L& lane) { return lane.squares_of_parameter(); });
+  rule = rule_for(rule, norms);
+  Measure measure{};
+  measure.sums.param = warp.sum([](const L& lane) { return lane.squares_of_parameter(); });
   if constexpr (kLayerwise<Rule>) {
-    sums.measured = warp.sum([&](const L& lane) { return lane.squares_of_measured(rule, options); });
-    if (layer == nullptr) return sums;
+    measure.sums.measured = warp.sum([&](const L& lane) { return lane.squares_of_measured(rule, options); });
+    if (norms == nullptr) return measure;
   }
   warp.each([&](L& lane) { lane.advance(rule, options, rule.lr, true); });
-  sums.update = warp.sum([](const L& lane) { return lane.squares_of_parameter(); });
+  measure.sums.update = warp.sum([](const L& lane) { return lane.squares_of_parameter(); });
   BNB_UNROLL
   for (int k = 0; k < L::kStates; ++k)
-    sums.absmax[k] = float_of(warp.largest([k](const L& lane) { return lane.largest(k); }));
-  return sums;
+    measure.absmax[k] = float_of(warp.largest([k](const L& lane) { return lane.largest(k); }));
+  return measure;
 }
 
 }  // namespace BNB_ISA

@@ -19,7 +19,7 @@ class Lane {
 
   // Loads this lane's elements of a slot's block; zeros beyond the tensor's end.
   BNB_HD Lane(const Slot& slot, std::int64_t block, int lane)
-      : slot_(slot), block_(block), first_(block * kBlock + lane * kQuad) {
+      : slot_(slot), block_(block), span_(span_of(slot, block)), first_(lane * kQuad) {
     BNB_UNROLL
     for (int q = 0; q < kQuads; ++q) {
       read(slot.param_dtype, slot.param, quad(q), p_ + q * kQuad);
@@ -80,11 +80,11 @@ class Lane {
 
  private:
   BNB_HD Quad quad(int q) const {
-    const std::int64_t first = first_ + q * kWarp * kQuad, left = slot_.numel - first;
-    return {first, left >= kQuad ? kQuad : left > 0 ? static_cast<int>(left) : 0};
+    const int first = first_ + q * kWarp * kQuad, left = span_.n - first;
+    return {span_.begin + first, left >= kQuad ? kQuad : left > 0 ? left : 0, span_.index, first};
   }
 
-  BNB_HD bool exists(int i) const { return first_ + i / kQuad * kWarp * kQuad + i % kQuad < slot_.numel; }
+  BNB_HD bool exists(int i) const { return first_ + i / kQuad * kWarp * kQuad + i % kQuad < span_.n; }
 
   BNB_HD std::uint64_t key(const Options& options) const {
     return slot_.counter == nullptr ? slot_.key : mixed(options.seed, static_cast<std::uint64_t>(*slot_.counter));
@@ -140,7 +140,7 @@ class Lane {
       for (int q = 0; q < kQuads; ++q)
         write_codes<Rule::kStates[k]>(state.codes, quad(q), s_[k] + q * kQuad, scale,
                                       {options.stochastic_states[k], key(options)}, k);
-      if (!state.whole && first_ == block_ * kBlock) state.absmax[block_] = absmax;
+      if (!state.whole && first_ == 0) state.absmax[block_] = absmax;
     } else if (state.values) {
       BNB_UNROLL
       for (int q = 0; q < kQuads; ++q) write_as<Float32>(state.values, quad(q), s_[k] + q * kQuad, {});
@@ -148,7 +148,9 @@ class Lane {
   }
 
   const Slot& slot_;
-  std::int64_t block_, first_;
+  std::int64_t block_;
+  Span span_;
+  int first_;  // within the block
   float p_[kPerLane], g_[kPerLane], s_[kStates][kPerLane];
 };
 

@@ -16,14 +16,15 @@ class Launcher {
  public:
   Launcher(const Kernels& kernels, cudaStream_t stream) : kernels_(kernels), stream_(stream) {}
 
-  void run(Part& part, bool whole) const {
+  void step(Part& part, bool whole) const {
     Layer* const layers = part.layers;
     part.layers = nullptr;
-    if (kernels_.layerwise) {
+    const bool given = part.slots[0].norms != nullptr;
+    if (kernels_.layerwise && !given) {
       measure(part, layers);
       part.layers = layers;
     }
-    if (whole || part.options.max_unorm > 0) {
+    if (whole || (part.options.max_unorm > 0 && !given)) {
       measure(part, layers);
       part.layers = layers;
     }
@@ -31,8 +32,7 @@ class Launcher {
     if (whole) launch(reinterpret_cast<const void*>(&store_absmax), blocks_of(part.count, 32), 32, part);
   }
 
- private:
-  // Reads part.layers while it measures and writes `layers` when every block has been.
+  // Reads part.layers while it measures and writes `layers`, or the slots' sums, when every block has been.
   void measure(Part& part, Layer* layers) const {
     launch(kernels_.measure, warps_for(part), kThreadsOfStep, part);
     launch(reinterpret_cast<const void*>(&add_shares), part.count * kShares, kThreadsOfShare, part);
@@ -41,6 +41,7 @@ class Launcher {
     launch(reinterpret_cast<const void*>(&finish), part.count, kShares, finished);
   }
 
+ private:
   static std::int64_t warps_for(const Part& part) { return blocks_of(part.end_block - part.first_block, kWarpsOfStep); }
 
   // CUDA allows 2^31 - 1 thread blocks, here of 2048 elements each: more than any memory holds.
@@ -75,20 +76,39 @@ class Scratch {
   Tensor memory_;
 };
 
-void launch(int rule, const Batch& batch) {
-  const Kernels& kernels = kKernels[rule];
+// Calls f(launcher, part) for every part of a batch.
+template <class F>
+void for_each_part(int rule, const Batch& batch, bool measures, const F& f) {
   const OnDevice guard(batch.device);
-  const Launcher launcher(kernels, guard.stream());
-  const bool whole = has_whole_state(batch);
+  const Launcher launcher(kKernels[rule], guard.stream());
   std::optional<Scratch> scratch;
-  if (whole || kernels.layerwise || batch.options.max_unorm > 0) scratch.emplace(batch.blocks, batch.device);
+  if (measures) scratch.emplace(batch.blocks, batch.device);
   for (std::int64_t first = 0; first < batch.count; first += kCapacity) {
     Part part = part_from(batch, first);
     if (scratch) scratch->lend(part);
-    launcher.run(part, whole);
+    f(launcher, part);
   }
+}
+
+void launch(int rule, const Batch& batch) {
+  const bool whole = has_whole_state(batch), given = batch.slots[0].norms != nullptr;
+  const bool measures = whole || (!given && (kKernels[rule].layerwise || batch.options.max_unorm > 0));
+  for_each_part(rule, batch, measures, [&](const Launcher& launcher, Part& part) { launcher.step(part, whole); });
+}
+
+void sum_up(int rule, const Batch& batch) {
+  for_each_part(rule, batch, true, [](const Launcher& launcher, Part& part) {
+    part.layers = nullptr;  // only given norms count
+    launcher.measure(part, nullptr);
+  });
 }
 
 }  // namespace bnb::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CUDA, m) { bnb::implement_rules<bnb::cuda::launch>(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CUDA, m) {
+  bnb::implement_rules<bnb::Task::kStep, bnb::cuda::launch>(m);
+  bnb::implement_rules<bnb::Task::kStepOnDevice, bnb::cuda::launch>(m);
+}
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb_measure, CUDA, m) {
+  bnb::implement_rules<bnb::Task::kMeasure, bnb::cuda::sum_up>(m);
+}

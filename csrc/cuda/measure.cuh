@@ -23,7 +23,7 @@ __device__ Measure add_up(const Measure& own) {
 // Thread block s * kShares + i: the i-th share of slot s.
 __global__ void __launch_bounds__(kThreadsOfShare) add_shares(const __grid_constant__ Part part) {
   const Slot& slot = part.slots[blockIdx.x / kShares];
-  const std::int64_t begin = slot.first_block - part.first_block, end = begin + blocks_of(slot.numel);
+  const std::int64_t begin = slot.first_block - part.first_block, end = begin + blocks_in(slot);
   Measure sum{};
   for (std::int64_t block = begin + static_cast<std::int64_t>(blockIdx.x % kShares) * kThreadsOfShare + threadIdx.x;
        block < end; block += kShares * kThreadsOfShare)
@@ -32,10 +32,14 @@ __global__ void __launch_bounds__(kThreadsOfShare) add_shares(const __grid_const
   if (threadIdx.x == 0) part.sums[blockIdx.x] = sum;
 }
 
-// A thread block of kShares threads for each slot.
+// A thread block of kShares threads for each slot: what was measured goes where the call wants it, or to the layers.
 __global__ void __launch_bounds__(kShares) finish(const __grid_constant__ Part part) {
   const Measure sum = add_up<kShares>(part.sums[blockIdx.x * kShares + threadIdx.x]);
-  if (threadIdx.x == 0) part.layers[blockIdx.x] = layer_of(sum, part.options.max_unorm);
+  if (threadIdx.x != 0) return;
+  if (Sums* const wanted = part.slots[blockIdx.x].sums)
+    *wanted = sum.sums;
+  else
+    part.layers[blockIdx.x] = {norms_of(sum.sums, part.options.max_unorm), sum.absmax};
 }
 
 // The absmax of states that have one for the whole tensor, when every block has read the old one.

@@ -45,7 +45,7 @@ inline Part part_from(const Batch& batch, std::int64_t first) {
   std::memcpy(part.slots, batch.slots + first, sizeof(Slot) * part.count);
   const Slot& last = part.slots[part.count - 1];
   part.first_block = part.slots[0].first_block;
-  part.end_block = last.first_block + blocks_of(last.numel);
+  part.end_block = last.first_block + blocks_in(last);
   return part;
 }
 

@@ -26,11 +26,13 @@ struct alignas(kQuad * sizeof(T)) Four {
 struct Quad {
   std::int64_t first;
   int count;
+  std::int64_t origin;  // index of the block's first element in the whole tensor, of which this one may be a part
+  int offset;           // of the first one within the block
 };
 
 template <class T>
 BNB_HD bool in_one_piece(const T* tensor, Quad quad) {
-  return quad.count == kQuad && reinterpret_cast<std::uintptr_t>(tensor) % sizeof(Four<T>) == 0;
+  return quad.count == kQuad && reinterpret_cast<std::uintptr_t>(tensor + quad.first) % sizeof(Four<T>) == 0;
 }
 
 template <class T>
@@ -84,10 +86,10 @@ BNB_HD void read(DType dtype, const void* tensor, Quad quad, float* x) {
   }
 }
 
-// The random bits of element `index` of a tensor.
-BNB_HD std::uint32_t noise(std::uint64_t key, std::uint32_t stream, std::int64_t index) {
-  const std::uint64_t i = static_cast<std::uint64_t>(index);
-  return random_bits(key, random_base(key, stream, i), static_cast<std::uint32_t>(i));
+// The random bits of a quad's element j.
+BNB_HD std::uint32_t noise(std::uint64_t key, std::uint32_t stream, Quad quad, int j) {
+  const std::uint64_t origin = static_cast<std::uint64_t>(quad.origin);
+  return random_bits(key, random_base(key, stream, origin), static_cast<std::uint32_t>(origin) + quad.offset + j);
 }
 
 template <class T>
@@ -96,7 +98,7 @@ BNB_HD void write_as(void* tensor, Quad quad, const float* x, Rounding rounding)
   Four<T> four;
   BNB_UNROLL
   for (int j = 0; j < kQuad; ++j)
-    four.of[j] = rounding.stochastic && sizeof(T) == 2 ? T::narrow(x[j], noise(rounding.key, kStream, quad.first + j))
+    four.of[j] = rounding.stochastic && sizeof(T) == 2 ? T::narrow(x[j], noise(rounding.key, kStream, quad, j))
                                                        : T::narrow(x[j]);
   store(four, static_cast<T*>(tensor), quad);
 }
@@ -144,7 +146,7 @@ BNB_HD void write_codes(std::uint8_t* codes, Quad quad, const float* x, Scale sc
   for (int j = 0; j < kQuad; ++j) {
     const float a = __builtin_fabsf(scaled[j]);
     if (rounding.stochastic) {
-      const std::uint32_t bits = noise(rounding.key, stream, quad.first + j);
+      const std::uint32_t bits = noise(rounding.key, stream, quad, j);
       magnitude[j] = drawn_in_registers<S>(a, static_cast<float>(static_cast<std::int32_t>(bits >> 8)) * 0x1p-24f);
     } else {
       magnitude[j] = nearest_in_registers<S>(a);

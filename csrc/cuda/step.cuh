@@ -8,10 +8,10 @@ namespace bnb::cuda {
 constexpr int kThreads = kThreadsOfStep;
 constexpr int kWarps = kThreads / kWarp;
 
-// Thread blocks on a multiprocessor, which sets how many registers a thread gets: 72, or 80 with three states. That is
-// 768 lanes or more at once with 80 bytes under way each, several times what hides the memory's latency.
+// Thread blocks on a multiprocessor, which sets how many registers a thread gets: 80, or 96 with three states. That is
+// 640 lanes or more at once with 80 bytes under way each, several times what hides the memory's latency.
 template <class Rule>
-constexpr int kResident = Rule::kStates.size() > 2 ? 6 : 7;
+constexpr int kResident = Rule::kStates.size() > 2 ? 5 : 6;
 
 __device__ inline std::int64_t my_block(const Part& part) {
   return part.first_block + static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(kThreads, kResident<Rule>) measure(const __gri
   if (block >= part.end_block) return;
   const int slot = static_cast<int>(find_slot(part.slots, part.count, block));
   Warp<Lane<Rule>> warp(Lane<Rule>(part.slots[slot], block - part.slots[slot].first_block, threadIdx.x % kWarp));
-  const Measure sums = measure_block<Rule>(part, slot, warp);
-  if (threadIdx.x % kWarp == 0) part.measures[block - part.first_block] = sums;
+  const Measure found = measure_block<Rule>(part, slot, warp);
+  if (threadIdx.x % kWarp == 0) part.measures[block - part.first_block] = found;
 }
 
 }  // namespace bnb::cuda
