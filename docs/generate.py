@@ -84,7 +84,7 @@ def default_states(rule: Rule) -> Mapping[str, bool]:
 
 def bytes_per_parameter(rule: Rule) -> str:
     """In 8 bits: with the default options, and with every state where that is more."""
-    of_one = state.size(1 << 20, 8) / (1 << 20)
+    of_one = state.size([1 << 20], state.Form.FLAT) / (1 << 20)
     counts = dict.fromkeys((len(default_states(rule)), len(rule.states)))
     return " to ".join(f"{count * of_one:.2f}" for count in counts)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import torch_bnb as bnb
-from torch_bnb.optim.state import wants_8bit
+from torch_bnb.optim.state import asks_for_8bit
 
 with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
     warnings.simplefilter("ignore")
@@ -137,7 +137,7 @@ def test_our_state_loads_into_bitsandbytes_and_goes_on(rule, bits):
     new.load_state_dict(converted)
     assert new.param_groups[0]["lr"] == options["lr"]
     for p, q in zip(here, there, strict=True):
-        in_8bits = wants_8bit({"optim_bits": bits, "min_8bit_size": 4096}, p)
+        in_8bits = asks_for_8bit({"optim_bits": bits, "min_8bit_size": 4096}, p)
         assert (new.state[q]["state1"].dtype == torch.uint8) == in_8bits
         if in_8bits and rule not in ("rmsprop", "adagrad"):
             for name, (codes, absmax) in codes_of_bitsandbytes(new.state[q]).items():

@@ -206,19 +206,3 @@ def sharded_from_meta(rank):
 @pytest.mark.distributed
 def test_hints_hold_from_meta_to_sharded_to_real(tmp_path):
     assert run(sharded_from_meta, 2, tmp_path) == [EXPECTED, EXPECTED]
-
-
-def step_on_shards(rank):
-    net = known_net()
-    fully_shard(net)
-    net(torch.randn(4, 8)).sum().backward()
-    try:
-        AdamW(net.parameters()).step()
-    except NotImplementedError as error:
-        return str(error)
-
-
-@pytest.mark.distributed
-def test_a_step_on_shards_says_that_it_is_not_there_yet(tmp_path):
-    for message in run(step_on_shards, 2, tmp_path):
-        assert "parameter 0 of group 0" in message and "this version takes no DTensor" in message

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_bnb.optim import AdamW, rules
+from torch_bnb.optim import AdamW, rules, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.base import BlockwiseOptimizer
 from torch_bnb.optim.slots import Place
@@ -167,16 +167,17 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
 
 
 def _row(place: Place, gradient: int, state: int) -> Row:
-    in_8bit = storage.wants_8bit({**place.config, "optim_bits": 8}, place.parameter)
+    shape = sharding.local(place.parameter).shape
+    form_8bit = storage.wanted({**place.config, "optim_bits": 8}, place.parameter)
+    in_8bit = form_8bit is not storage.Form.FLOAT32
     said = [hint for hint in place.hints if "optim_bits" in hint.config]
     return Row(
         parameter=_size(place.parameter),
         gradient=gradient,
         state=state,
         planned=_planned(place),
-        state_32bit=len(place.states) * storage.size(place.parameter.numel(), 32),
-        state_8bit=len(place.states)
-        * storage.size(place.parameter.numel(), 8 if in_8bit else 32, place.config["block_wise"]),
+        state_32bit=len(place.states) * storage.size(shape, storage.Form.FLOAT32),
+        state_8bit=len(place.states) * storage.size(shape, form_8bit),
         name=place.name,
         shape=tuple(place.parameter.shape),
         bits=place.bits,
@@ -185,10 +186,12 @@ def _row(place: Place, gradient: int, state: int) -> Row:
 
 
 def _planned(place: Place) -> int:
-    return len(place.states) * storage.size(place.parameter.numel(), place.bits, place.config["block_wise"])
+    form = storage.wanted(place.config, place.parameter)
+    return len(place.states) * storage.size(sharding.local(place.parameter).shape, form)
 
 
 def _size(tensor: Tensor) -> int:
+    tensor = sharding.local(tensor)
     return tensor.numel() * tensor.element_size()
 
 

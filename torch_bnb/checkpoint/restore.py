@@ -1,25 +1,32 @@
 """State out of a checkpoint with every tensor's own dtype: torch's loader would cast it to the parameter's."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_bnb import codec
 from torch_bnb.checkpoint import checks
-from torch_bnb.optim.state import HISTORY, State, absmax_key, codes_key
+from torch_bnb.optim import sharding
+from torch_bnb.optim import state as storage
+from torch_bnb.optim.state import HISTORY, Form, State, absmax_key, codes_key
+
+FORMS_8BIT = (Form.FLAT, Form.WHOLE, Form.ROWS)
 
 
 def restore(
-    saved: Mapping[str, Any], params: Sequence[Tensor], states: Iterable[str], required: Sequence[set[str]], who: str
+    saved: Mapping[str, Any],
+    params: Sequence[Tensor],
+    states: Mapping[str, bool],
+    required: Sequence[set[str]],
+    who: str,
 ) -> dict[Tensor, State]:
     """Every parameter's state, on the parameter's device, shared with nobody.
 
     Args:
         saved: A ``state_dict()`` that passed `checks.check`.
         params: The loading optimizer's parameters, in the order of its groups.
-        states: The state names that its rule knows.
+        states: The state names that its rule knows, and whether each has a sign.
         required: By parameter, the states that its configuration cannot do without.
         who: Its class, for errors.
 
@@ -28,14 +35,14 @@ def restore(
     """
     indices = [index for group in saved["param_groups"] for index in group["params"]]
     return {
-        parameter: _restore_one(saved["state"][index], list(states), needed, parameter, f"{who}, parameter {index}")
+        parameter: _restore_one(saved["state"][index], states, needed, parameter, f"{who}, parameter {index}")
         for index, parameter, needed in zip(indices, params, required, strict=True)
         if saved["state"].get(index)
     }
 
 
 def _restore_one(
-    saved: Mapping[str, Any], states: list[str], required: set[str], parameter: Tensor, what: str
+    saved: Mapping[str, Any], states: Mapping[str, bool], required: set[str], parameter: Tensor, what: str
 ) -> State:
     known = {"step", HISTORY, *states, *map(codes_key, states), *map(absmax_key, states)}
     if unknown := saved.keys() - known:
@@ -44,32 +51,62 @@ def _restore_one(
     if "step" in saved:
         result["step"] = checks.step_count(saved["step"], f"{what}: 'step'")
     if HISTORY in saved:
-        result[HISTORY] = _tensor(saved[HISTORY], torch.float32, torch.Size([100]), parameter, f"{what}: {HISTORY!r}")
-    for name in states:
+        history = _tensor(saved[HISTORY], torch.float32, [(100,)], f"{what}: {HISTORY!r}")
+        result[HISTORY] = _copy(history, parameter)
+    found = set()
+    for name, signed in states.items():
         codes, absmax = codes_key(name), absmax_key(name)
         if (codes in saved) != (absmax in saved):
             raise ValueError(f"{what}: {codes!r} and {absmax!r} belong together, the checkpoint has only one of them")
+        kept: State = {}
+        shape = tuple(parameter.shape)
         if codes in saved:
-            result[codes] = _tensor(saved[codes], torch.uint8, parameter.shape, parameter, f"{what}: {codes!r}")
-            whole = isinstance(saved[absmax], Tensor) and saved[absmax].shape == (1,)
-            blocks = torch.Size([1 if whole else codec.blocks(parameter.numel())])
-            result[absmax] = _tensor(saved[absmax], torch.float32, blocks, parameter, f"{what}: {absmax!r}")
+            kept[codes] = _tensor(saved[codes], torch.uint8, [shape], f"{what}: {codes!r}")
+            forms = dict.fromkeys(storage.absmax_shape(shape or (1,), form) for form in FORMS_8BIT)
+            kept[absmax] = _tensor(saved[absmax], torch.float32, list(forms), f"{what}: {absmax!r}")
         elif saved.get(name) is not None:
-            result[name] = _tensor(saved[name], torch.float32, parameter.shape, parameter, f"{what}: {name!r}")
-    checks.need_step(result, set(map(_name, result)) & set(states), what)
-    if result and not set(map(_name, result)) >= required:
-        missing = sorted(required - set(map(_name, result)))
+            kept[name] = _tensor(saved[name], torch.float32, [shape], f"{what}: {name!r}")
+        if kept:
+            found.add(name)
+            result.update(_placed(name, kept, signed, parameter, what))
+    checks.need_step(result, found, what)
+    if result and not found >= required:
+        missing = sorted(required - found)
         raise ValueError(f"{what}: the checkpoint lacks {', '.join(map(repr, missing))}; it is of another rule")
     return result
 
 
-def _name(key: str) -> str:
-    """The state that an entry belongs to."""
-    return key.removesuffix("_codes").removesuffix("_absmax")
+def _placed(name: str, kept: State, signed: bool, parameter: Tensor, what: str) -> State:
+    """One state's tensors, laid out as the parameter is."""
+    sharded = {key: value for key, value in kept.items() if sharding.is_sharded(value)}
+    if not sharding.is_sharded(parameter):
+        if sharded:
+            raise ValueError(
+                f"{what}: {next(iter(sharded))!r} is sharded (a DTensor) and the parameter is not; "
+                "ask for full_state_dict=True when it is gathered"
+            )
+        return {key: _copy(value, parameter) for key, value in kept.items()}
+    if not sharded:
+        parts = storage.part(name, kept, signed, parameter)
+        return {key: sharding.wrap(_copy(sharding.local(v), parameter), parameter, v.shape) for key, v in parts.items()}
+    for key, value in kept.items():
+        layout = (parameter.device_mesh, parameter.placements)
+        if key not in sharded or (value.device_mesh, value.placements) != layout:
+            theirs = (value.device_mesh, value.placements) if key in sharded else "not sharded"
+            raise ValueError(f"{what}: {key!r} must be laid out as the parameter is, {layout}, it is {theirs}")
+    return {key: sharding.wrap(_copy(sharding.local(v), parameter), parameter, v.shape) for key, v in kept.items()}
 
 
-def _tensor(value: Any, dtype: torch.dtype, shape: torch.Size, parameter: Tensor, what: str) -> Tensor:
-    value = checks.tensor(value, what, torch.uint8 if dtype is torch.uint8 else None)
-    if value.shape != shape:
-        raise ValueError(f"{what} must have shape {tuple(shape)}, got {tuple(value.shape)}")
-    return torch.empty(shape, dtype=dtype, device=parameter.device).copy_(value)
+def _tensor(value: Any, dtype: torch.dtype, shapes: Sequence[tuple[int, ...]], what: str) -> Tensor:
+    """A tensor of the dtype and one of the shapes. Only what is here of it is looked at: sharded ones pass."""
+    if isinstance(value, Tensor) and tuple(value.shape) not in shapes:
+        allowed = " or ".join(map(str, shapes))
+        raise ValueError(f"{what} must have shape {allowed}, got {tuple(value.shape)}")
+    wanted = torch.uint8 if dtype is torch.uint8 else None
+    if isinstance(value, Tensor) and sharding.is_sharded(value):
+        return sharding.wrap(checks.tensor(sharding.local(value), what, wanted), value)
+    return checks.tensor(value, what, wanted)
+
+
+def _copy(value: Tensor, parameter: Tensor) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device=parameter.device).copy_(value)

@@ -11,6 +11,7 @@ from torch_bnb.checkpoint import checks, portable
 from torch_bnb.checkpoint.exchange import convert, recognise
 from torch_bnb.checkpoint.portable import Coded
 from torch_bnb.optim import state as storage
+from torch_bnb.optim.state import Form
 from torch_bnb.tables import readable_bytes, render
 
 BOTTOMLESS = "the checkpoint is nested without end: something in it holds itself"
@@ -192,8 +193,10 @@ def _row(name: str, moments: list[portable.Moment]) -> StateRow:
         parameters=len(moments),
         elements=sum(sizes),
         bytes=sum(m.codes.numel() + 4 * m.absmax.numel() if isinstance(m, Coded) else 4 * m.numel() for m in moments),
-        bytes_8bit=sum(storage.size(size, 8 if size >= portable.MIN_8BIT_SIZE else 32) for size in sizes),
-        bytes_32bit=sum(storage.size(size, 32) for size in sizes),
+        bytes_8bit=sum(
+            storage.size([size], Form.FLAT if size >= portable.MIN_8BIT_SIZE else Form.FLOAT32) for size in sizes
+        ),
+        bytes_32bit=sum(storage.size([size], Form.FLOAT32) for size in sizes),
     )
 
 

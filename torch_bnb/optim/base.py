@@ -4,6 +4,7 @@ Keeps groups and checkpoints. What a rule computes is in csrc/rules.h, its Pytho
 stored in optim/state.py; overrides in optim/slots.py; which parameters go into which call in optim/plan.py.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -12,8 +13,10 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
 from torch_bnb.checkpoint import portable
-from torch_bnb.optim import options
+from torch_bnb.optim import options, saving
 from torch_bnb.optim import state as storage
+from torch_bnb.optim.adoption import adopt
+from torch_bnb.optim.agreement import check_agreement
 from torch_bnb.optim.loading import load
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.plan import FLOATING, Plan
@@ -38,6 +41,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     layerwise: ClassVar[bool] = False
     """Whether it needs norms over the whole tensor."""
     _plan: Plan | None = None
+    _agreed = False
+    _checkpoint_format = "native"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -107,8 +112,27 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if explicit_bits:  # stronger than the default that embeddings keep 32 bits
             group.setdefault("explicit_bits", True)
 
+    @property
+    def checkpoint_format(self) -> str:
+        """What `state_dict` gives: "native", or "portable": every state in float32 and of its parameter's shape.
+
+        Portable is for what gathers and shards state without knowing of 8 bits, FSDP1 before all. Loading it gives the
+        same codes and absmax again.
+        """
+        return self._checkpoint_format
+
+    @checkpoint_format.setter
+    def checkpoint_format(self, name: str) -> None:
+        if name not in saving.FORMATS:
+            raise ValueError(f"checkpoint_format={name!r}: expected one of {', '.join(saving.FORMATS)}")
+        self._checkpoint_format = name
+
     def _update_slots(self) -> list[list[Slot]]:
-        return self._slots.update(self.param_groups, self._checked_overrides)
+        before = self._slots.rows
+        rows = self._slots.update(self.param_groups, self._checked_overrides)
+        if rows is not before and self.state:
+            adopt(self.state, before, self.param_groups, self.states)
+        return rows
 
     def _checked_overrides(self, overrides: dict[str, Any], group: Mapping[str, Any], what: str) -> dict[str, Any]:
         if not overrides:
@@ -171,10 +195,35 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         rows = self._update_slots()
         plan, self._plan = self._plan, None  # not kept if anything goes wrong
         if plan is None or not plan.renew(self, rows):
-            plan = Plan(self, rows)
+            plan = self._new_plan(rows)
         plan.run(self)
         self._plan = plan
         return loss
+
+    def _new_plan(self, rows: list[list[Slot]]) -> Plan:
+        if not self._agreed:
+            check_agreement(self)
+        plan = Plan(self, rows)
+        if not self._agreed and (cut := plan.cut()):
+            warnings.warn(
+                f"{type(self).__name__}: {len(cut)} parameters keep 32-bit state, because their shards would cut its "
+                f"blocks or their rows are short: {', '.join(cut[:3])}{', ...' if len(cut) > 3 else ''}",
+                stacklevel=3,
+            )
+        self._agreed = True
+        return plan
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Groups and state as plain tensors, numbers, lists and dicts, in the `checkpoint_format`.
+
+        Raises:
+            ValueError: There is state of parameters that are in no group any more.
+        """
+        self._update_slots()
+        saving.refuse_orphans(self)
+        state_dict = super().state_dict()
+        return saving.portable(state_dict, self.states) if self.checkpoint_format == "portable" else state_dict
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

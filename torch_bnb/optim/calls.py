@@ -3,15 +3,33 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torch_bnb import ops
+from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.sparse import Touched
 from torch_bnb.optim.state import State
+
+
+class Clip(NamedTuple):
+    """A gradient that percentile clipping scales."""
+
+    history: Tensor
+    grad: Tensor
+    """What is here of it."""
+    config: Mapping[str, Any]
+
+
+class Grid(NamedTuple):
+    """Where the blocks of a parameter lie, as the operator's ``rows``, ``row_strides`` and ``origins`` say it."""
+
+    row: int = 0
+    stride: int = 0
+    origin: int = 0
 
 
 @dataclass
@@ -23,24 +41,33 @@ class Call:
     """Keyword arguments that hold for all parameters."""
     active: Mapping[str, bool]
     """The states that the configuration needs."""
+    groups: tuple[Any, ...] = ()
+    """The process groups that hold the other parts of the parameters; none, if they are whole."""
     params: list[Tensor] = field(default_factory=list)
+    """Contiguous; of a sharded parameter the part that is here. So are the gradients."""
     grads: list[Tensor] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     stepped: list[State] = field(default_factory=list)
     """The parameters' whole states, of which `states` may hold pieces."""
     steps: list[int] = field(default_factory=list)
     """The step that each reaches."""
-    grad_scales: list[Tensor] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    """Empty, if every parameter is one row from index 0."""
+    keys: list[int] = field(default_factory=list)
+    """For stochastic rounding; empty without."""
+    clips: list[Clip] = field(default_factory=list)
     """For percentile clipping; empty without."""
+    grad_scales: Tensor | None = None
+    norms: Tensor | None = None
     put_back: list[Callable[[], Any]] = field(default_factory=list)
     """For parameters in whose place a copy stands in `params`."""
 
-    def add(self, parameter: Tensor, grad: Tensor, state: State, step: int) -> None:
-        """Adds a parameter whose state is prepared."""
+    def add(self, parameter: Tensor, grad: Tensor, state: State, step: int, grid: Grid | None) -> None:
+        """Adds a parameter whose state is prepared; of a sharded one what is here."""
         self.stepped.append(state)
         self.steps.append(step)
         if grad.layout is torch.sparse_coo:
-            piece = Touched(parameter, grad, state, self.active)
+            piece = Touched(parameter, grad, state, self.active, by_row=grid is not None)
             self.put_back.append(piece.put_back)
             contiguous, grad, state = piece.parameter, piece.grad, piece.state
         elif not parameter.is_contiguous():
@@ -51,6 +78,31 @@ class Call:
         self.params.append(contiguous)
         self.grads.append(grad.contiguous())
         self.states.append(state)
+        if grid is not None:
+            self.grids.append(grid)
+
+    def tensors(self, names: Mapping[str, bool]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """The operator's parameters, gradients, states and absmax."""
+        values: list[Tensor] = []
+        absmax: list[Tensor] = []
+        for name in names:
+            kept = storage.gather(self.states, name) if name in self.active else storage.absent(len(self.states))
+            values += kept[0]
+            absmax += kept[1]
+        if self.groups or self.grids:
+            values, absmax = list(map(sharding.local, values)), list(map(sharding.local, absmax))
+        return self.params, self.grads, values, absmax
+
+    def keywords(self) -> dict[str, Any]:
+        """The operator's keyword arguments beside the scalars."""
+        own: dict[str, Any] = {}
+        if self.grad_scales is not None:
+            own["grad_scales"] = self.grad_scales
+        if self.norms is not None:
+            own["norms"] = self.norms
+        if self.grids:
+            own["rows"], own["row_strides"], own["origins"] = zip(*self.grids, strict=True)
+        return {**self.arguments, **own, "keys": self.keys}
 
     def run(self, rule: str, names: Mapping[str, bool], indices: Sequence[int]) -> None:
         """Steps every parameter.
@@ -60,16 +112,9 @@ class Call:
             names: Its states.
             indices: Of the parameters among all of the optimizer's.
         """
-        values: list[Tensor] = []
-        absmax: list[Tensor] = []
-        for name in names:
-            kept = storage.gather(self.states, name) if name in self.active else storage.absent(len(self.states))
-            values += kept[0]
-            absmax += kept[1]
-        own: dict[str, Any] = {"grad_scales": torch.stack(self.grad_scales)} if self.grad_scales else {}
         if self.arguments["stochastic_states"] or self.arguments["stochastic_weights"]:
-            own["keys"] = [step << 32 | index for step, index in zip(self.steps, indices, strict=True)]
-        ops.update(rule, self.params, self.grads, values, absmax, self.scalars, **self.arguments, **own)
+            self.keys = [step << 32 | index for step, index in zip(self.steps, indices, strict=True)]
+        ops.update(rule, *self.tensors(names), self.scalars, **self.keywords())
         for put_back in self.put_back:
             put_back()
         torch.autograd.graph.increment_version(self.params)

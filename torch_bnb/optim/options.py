@@ -21,6 +21,7 @@ DEFAULTS = CommonOptions(
     min_8bit_size=4096,
     percentile_clipping=100,
     block_wise=True,
+    block_grid="flat",
     max_unorm=0.0,
     skip_zeros=False,
     maximize=False,
@@ -36,6 +37,9 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
         min_8bit_size: Parameters with fewer elements keep 32-bit state.
         percentile_clipping: Scales a gradient down to this percentile of its last 100 norms; 100 is off.
         block_wise: An absmax for every 256 elements of an 8-bit state; False: one for the whole tensor.
+        block_grid: Where blocks lie: "flat" (256 elements one after the other, whatever the shape) or "rows" (never
+            across the first dimension, as sharded parameters have it: for the same bits sharded and not). No difference
+            where a row is whole blocks.
         max_unorm: Scales an update, before the learning rate, down to this multiple of its parameter's norm; 0 is off.
             A parameter of norm 0 has no limit.
         skip_zeros: Elements with zero gradient stay as they are, their state included.
@@ -53,7 +57,7 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
 # what happens and False, which changes no result, may be asked for.
 CONSTRUCTOR_ONLY = {"foreach": spec.FLAG_OR_NONE, "fused": spec.FLAG_OR_NONE, "capturable": spec.FLAG}
 
-STORAGE = ("optim_bits", "min_8bit_size", "block_wise")
+STORAGE = ("optim_bits", "min_8bit_size", "block_wise", "block_grid")
 """How state is kept. This is the program's choice: a checkpoint does not overrule it, its state is converted."""
 
 

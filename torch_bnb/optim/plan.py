@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torch_bnb import ops
-from torch_bnb.optim import options
+from torch_bnb.optim import norms, options, sharding
 from torch_bnb.optim import state as storage
-from torch_bnb.optim.calls import Call
-from torch_bnb.optim.clipping import percentile_scale
+from torch_bnb.optim.calls import Call, Clip, Grid
 from torch_bnb.optim.slots import Group, Slot
+from torch_bnb.optim.state import Form
 
 if TYPE_CHECKING:
     from torch_bnb.optim.base import BlockwiseOptimizer
@@ -65,6 +65,8 @@ class Planned:
     """Of its parameters among all of the optimizer's."""
     situations: dict[int, tuple[Situation, int]] = field(default_factory=dict)
     """By id, each with the position in the call of one of its parameters."""
+    sharded: bool = False
+    """Whether processes hold parts of its parameters."""
     dtypes: list[torch.dtype] = field(default_factory=list)
     """Of its parameters: frameworks exchange their data, too."""
 
@@ -81,6 +83,8 @@ class Plan:
         self._rows = rows
         self._without: list[int] = []
         self._keeps = True
+        self._cut: list[str] = []
+        still = True  # no parameter has stepped, and none would now
         planned: dict[tuple, Planned] = {}
         seen: dict[tuple, tuple[Situation, tuple]] = {}
         index = -1
@@ -94,7 +98,7 @@ class Plan:
                     continue
                 state = optimizer.state[parameter]
                 step = state.get("step", 0) + 1
-                fresh = not any(storage.has(state, name) for name in optimizer.states)
+                fresh = state.get("step") == 0 or not any(storage.has(state, name) for name in optimizer.states)
                 if id(slot.overrides) not in configs:
                     configs[id(slot.overrides)] = slot.config(group)
                 config = configs[id(slot.overrides)]
@@ -105,12 +109,17 @@ class Plan:
                     key = tuple((tuple(part), *part.values()) for part in numbers)
                     seen[like] = situation, key
                 situation, key = seen[like]
+                still = still and step == 1 and float(config["lr"]) == 0
                 _check_grad(optimizer, parameter, grad, config, g, i)
+                sharded, form = sharding.is_sharded(parameter), storage.wanted(config, parameter)
+                here, own_grad = sharding.local(parameter), sharding.local_grad(grad, parameter)
                 clips, sparse = config["percentile_clipping"] < 100, grad.layout is torch.sparse_coo
-                self._keeps &= not (clips or sparse) and grad.is_contiguous() and parameter.is_contiguous()
-                place = (parameter.device, key, clips, sparse)
+                self._keeps &= not (clips or sparse) and own_grad.is_contiguous() and here.is_contiguous()
+                groups = sharding.groups_of(parameter)
+                grid = _grid(parameter) if sharded or form is Form.ROWS else None
+                place = (parameter.device, key, clips, sparse, sharded, grid is None, *groups)
                 if place not in planned:
-                    planned[place] = Planned(Call(*situation.numbers))
+                    planned[place] = Planned(Call(*situation.numbers, groups=groups), sharded=sharded)
                     if sparse:
                         planned[place].call.arguments = {**situation.numbers[1], "skip_zeros": True}
                 own = planned[place]
@@ -118,20 +127,50 @@ class Plan:
                 own.indices.append(index)
                 own.dtypes.append(parameter.dtype)
                 storage.prepare(state, own.call.active, parameter, config, optimizer.initial(config))
-                own.call.add(parameter, grad, state, step)
+                own.call.add(here, own_grad, state, step, grid)
                 if clips:
                     history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
-                    values = grad.coalesce().values() if sparse else grad
-                    own.call.grad_scales.append(percentile_scale(history, values, config))
+                    values = grad.coalesce().values() if sparse else own_grad
+                    own.call.clips.append(Clip(history, values, config))
+                if (
+                    sharded
+                    and bits == 32
+                    and storage.asks_for_8bit(config, parameter)
+                    and not storage.can_shard(parameter)
+                ):
+                    self._cut.append(f"parameter {i} of group {g}, shape {tuple(parameter.shape)}")
         self._planned = list(planned.values())
         self._known = list(optimizer.state.values())
+        self._rehearses = bool(self._planned) and still and not self._moves()
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter that is in it, and lets go of parameters and gradients."""
-        for planned in self._planned:
-            planned.call.run(optimizer.rule, optimizer.states, planned.indices)
-        for planned in self._planned:
-            planned.call.params, planned.call.grads = [], []
+        calls = [planned.call for planned in self._planned]
+        if self._rehearses:
+            for state in chain.from_iterable(call.stepped for call in calls):
+                state["step"] = 0
+            self._keeps = False
+        else:
+            norms.clip(calls)
+            norms.measure(calls, optimizer.rule, optimizer.states, optimizer.layerwise)
+            for planned in self._planned:
+                planned.call.run(optimizer.rule, optimizer.states, planned.indices)
+        for call in calls:
+            call.params, call.grads, call.clips = [], [], []
+
+    def cut(self) -> list[str]:
+        """The parameters whose state is in 32 bits only because shards would cut its blocks."""
+        return self._cut
+
+    def _moves(self) -> bool:
+        """Whether any gradient, of any process, has anything in it."""
+        for device in {planned.call.params[0].device for planned in self._planned}:
+            calls = [planned.call for planned in self._planned if planned.call.params[0].device == device]
+            some = [torch.stack([grad.count_nonzero() for grad in call.grads]).sum() for call in calls]
+            norms.add_up(some, [call.groups for call in calls])
+            if torch.stack(some).any():
+                return True
+        return False
 
     def renew(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> bool:
         """Makes it the plan of the next step, if that is like the last one but for gradients and numbers.
@@ -158,6 +197,11 @@ class Plan:
         call.grads = [parameter.grad for parameter in call.params]
         if [parameter.dtype for parameter in call.params] != planned.dtypes:
             return False
+        if planned.sharded:
+            if not all(map(sharding.is_sharded, call.grads)):
+                return False
+            call.grads = [sharding.local_grad(grad, p) for p, grad in zip(call.params, call.grads, strict=True)]
+            call.params = list(map(sharding.local, call.params))
         for parameter, grad in zip(call.params, call.grads, strict=True):
             if grad is None or grad.layout is not torch.strided or not grad.is_contiguous():
                 return False
@@ -178,12 +222,27 @@ class Plan:
         return True
 
 
+def _grid(parameter: Tensor) -> Grid:
+    part = sharding.part_of(parameter)
+    return Grid(part.row, part.row_stride, part.origin) if part.affine and part.row else Grid()
+
+
 def _check_grad(
     optimizer: "BlockwiseOptimizer", parameter: Tensor, grad: Tensor, config: Group, group: int, position: int
 ) -> None:
     what = error = None
     name = type(optimizer).__name__
-    if is_traceable_wrapper_subclass(parameter):
+    sharded = sharding.is_sharded(parameter)
+    whole = _needs_whole(optimizer, config)
+    if sharded and not sharding.is_sharded(grad):
+        what, error = "it is sharded (a DTensor) and its gradient is a plain tensor", ValueError
+    elif sharded and not config["block_wise"]:
+        what, error = "block_wise=False needs the whole tensor, it is sharded", NotImplementedError
+    elif sharded and grad.layout is not torch.strided:
+        what, error = f"it is sharded and its gradient is {grad.layout}; expected a dense one", NotImplementedError
+    elif whole and getattr(parameter, "_fsdp_flattened", False):
+        what, error = f"{whole} needs the whole tensor, FSDP1 gives a shard; use fully_shard", NotImplementedError
+    elif is_traceable_wrapper_subclass(parameter) and not sharded:
         what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
     elif not ops.has_kernel(optimizer.rule, parameter.device):
         what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
@@ -191,12 +250,22 @@ def _check_grad(
         what, error = f"its gradient is {grad.layout}; expected a dense or COO tensor", NotImplementedError
     elif grad.layout is torch.sparse_coo and (grad.sparse_dim() != 1 or not parameter.is_contiguous()):
         what, error = "a sparse gradient must be one of rows, for a contiguous parameter", NotImplementedError
-    elif grad.layout is torch.sparse_coo and (optimizer.layerwise or config["max_unorm"] or not config["block_wise"]):
-        needs = name if optimizer.layerwise else "max_unorm" if config["max_unorm"] else "block_wise=False"
-        what, error = f"{needs} needs the whole tensor, its gradient is sparse", NotImplementedError
+    elif grad.layout is torch.sparse_coo and whole and whole != "percentile_clipping":
+        what, error = f"{whole} needs the whole tensor, its gradient is sparse", NotImplementedError
     elif grad.dtype not in FLOATING or grad.device != parameter.device:
         theirs = f"{grad.dtype} on {grad.device}"
         what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
     if error is not None:
         place = f"parameter {position} of group {group}, shape {tuple(parameter.shape)}"
         raise error(f"{name}: {place}: {what}")
+
+
+def _needs_whole(optimizer: "BlockwiseOptimizer", config: Group) -> str | None:
+    """What of an optimizer's options needs to know the whole of a parameter, if anything."""
+    if optimizer.layerwise:
+        return type(optimizer).__name__
+    if config["max_unorm"]:
+        return "max_unorm"
+    if not config["block_wise"]:
+        return "block_wise=False"
+    return "percentile_clipping" if config["percentile_clipping"] < 100 else None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from torch_bnb.codec import BLOCK_SIZE
+from torch_bnb.codec import BLOCK_SIZE, blocks
 from torch_bnb.optim.state import State, absmax_key, codes_key
 
 _ALMOST_ZERO = 1.2e-38  # a touched element's zero gradient is not "no gradient"; the smallest normal float32
@@ -24,24 +24,31 @@ class Touched:
         grad: COO, sparse in its first dimension only: rows.
         state: The parameter's, prepared.
         names: The states that its configuration needs.
+        by_row: Whether its blocks are those of rows, see `state.Form`.
     """
 
-    def __init__(self, parameter: Tensor, grad: Tensor, state: State, names: Mapping[str, bool]) -> None:
+    def __init__(
+        self, parameter: Tensor, grad: Tensor, state: State, names: Mapping[str, bool], by_row: bool = False
+    ) -> None:
         grad = grad.coalesce()
-        self.values = grad.values()
-        """Of the gradient, one row each."""
         self._whole, self._flat = state, parameter.view(-1)
-        width = max(1, parameter[:1].numel())
-        columns = torch.arange(width, device=parameter.device)
+        width, device = max(1, parameter[:1].numel()), parameter.device
+        columns = torch.arange(width, device=device)
         elements = (grad.indices()[0, :, None] * width + columns).flatten()
-        self._blocks, order = torch.unique(elements // BLOCK_SIZE, return_inverse=True)
-        covered = self._blocks[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=parameter.device)
-        self._covered = covered[covered < parameter.numel()]
+        if by_row:
+            in_row = blocks(width)
+            self._blocks = (grad.indices()[0, :, None] * in_row + torch.arange(in_row, device=device)).flatten()
+            self._covered, touched = elements, torch.arange(len(elements), device=device)
+        else:
+            self._blocks, order = torch.unique(elements // BLOCK_SIZE, return_inverse=True)
+            covered = self._blocks[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=device)
+            self._covered = covered[covered < parameter.numel()]
+            touched = order * BLOCK_SIZE + elements % BLOCK_SIZE
 
         self.parameter = self._flat[self._covered]
-        self.grad = torch.zeros(len(self._covered), dtype=torch.float32, device=parameter.device)
-        touched = self.values.flatten().to(torch.float32)
-        self.grad[order * BLOCK_SIZE + elements % BLOCK_SIZE] = touched.masked_fill(touched == 0, _ALMOST_ZERO)
+        self.grad = torch.zeros(len(self._covered), dtype=torch.float32, device=device)
+        values = grad.values().flatten().to(torch.float32)
+        self.grad[touched] = values.masked_fill(values == 0, _ALMOST_ZERO)
         self.state: State = {}
         for name in names:
             for key, where in (

@@ -2,16 +2,20 @@
 
 A state ``exp_avg`` is either ``exp_avg`` (float32, the parameter's shape) or ``exp_avg_codes`` (uint8, the parameter's
 shape) with ``exp_avg_absmax`` (float32, one per block). The keys differ on purpose: a checkpoint of one form never
-fills tensors of the other. Knows the codec; no rule, no group.
+fills tensors of the other. Of a sharded parameter, all are sharded like it. Knows the codec and that tensors may be
+sharded; no rule, no group.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_bnb import codec
+from torch_bnb.optim import sharding
 
 SIGNED, UNSIGNED = True, False
 """The code map of a state: first moments need a sign, second moments have none."""
@@ -22,16 +26,75 @@ ABSENT = torch.empty(0)
 State = dict[str, Any]
 
 
+class Form(Enum):
+    """How one state is kept. Says of 8-bit ones which elements share an absmax, and so the absmax's shape."""
+
+    FLOAT32 = "float32"
+    FLAT = "flat"
+    """256 elements in a row, whatever the shape: absmax of shape (blocks,)."""
+    ROWS = "rows"
+    """256 of one row, which is all dimensions but the first: absmax of shape (rows, blocks per row)."""
+    WHOLE = "whole"
+    """All: absmax of shape (1,)."""
+
+
+MIN_ROW = 16
+"""Shorter rows of a grid of rows stay in float32: an absmax each would take up what codes save."""
+
+
+def asks_for_8bit(config: Mapping[str, Any], parameter: Tensor) -> bool:
+    """Whether a config asks for 8 bits of a parameter, however it is laid out.
+
+    They are for parameters that are large enough as a whole, however little of them a process holds; not for float64,
+    whose users want precision.
+    """
+    large = parameter.numel() >= config["min_8bit_size"]
+    return config["optim_bits"] == 8 and large and parameter.dtype != torch.float64
+
+
+def wanted(config: Mapping[str, Any], parameter: Tensor) -> Form:
+    """The form that a config asks for.
+
+    A sharded parameter has the grid of rows, or 32 bits where its shards would cut blocks.
+    """
+    if not asks_for_8bit(config, parameter):
+        return Form.FLOAT32
+    if sharding.is_sharded(parameter):
+        return Form.ROWS if can_shard(parameter) else Form.FLOAT32
+    if not config["block_wise"]:
+        return Form.WHOLE
+    if config["block_grid"] == "flat":
+        return Form.FLAT
+    return Form.ROWS if row_of(parameter) >= MIN_ROW else Form.FLOAT32
+
+
 def wants_8bit(config: Mapping[str, Any], parameter: Tensor) -> bool:
-    """Whether a parameter's state belongs in 8 bits: large enough, and not float64, whose users want precision."""
-    return (
-        config["optim_bits"] == 8 and parameter.numel() >= config["min_8bit_size"] and parameter.dtype != torch.float64
-    )
+    """Whether a parameter's state belongs in 8 bits."""
+    return wanted(config, parameter) is not Form.FLOAT32
 
 
-def size(numel: int, bits: int, block_wise: bool = True) -> int:
-    """Bytes of one state of `numel` elements."""
-    return 4 * numel if bits == 32 else numel + 4 * (codec.blocks(numel) if block_wise else min(1, numel))
+def can_shard(parameter: Tensor) -> bool:
+    """Whether the shards of a parameter may have 8-bit state."""
+    return row_of(parameter) >= MIN_ROW and sharding.part_of(parameter).keeps_blocks_whole(codec.BLOCK_SIZE)
+
+
+def row_of(tensor: Tensor) -> int:
+    """Elements of a row: of all dimensions but the first."""
+    return math.prod(tensor.shape[1:])
+
+
+def absmax_shape(shape: Sequence[int], form: Form) -> tuple[int, ...]:
+    """Shape of the absmax of codes of a shape."""
+    if form is Form.ROWS:
+        return (shape[0], codec.blocks(math.prod(shape[1:])))
+    numel = math.prod(shape)
+    return (codec.blocks(numel) if form is Form.FLAT else min(1, numel),)
+
+
+def size(shape: Sequence[int], form: Form) -> int:
+    """Bytes of one state."""
+    numel = math.prod(shape)
+    return 4 * numel if form is Form.FLOAT32 else numel + 4 * math.prod(absmax_shape(shape, form))
 
 
 def new_history(parameter: Tensor) -> Tensor:
@@ -65,51 +128,130 @@ def prepare(
         config: Its options.
         initial: Value of every element of a new state.
     """
-    blocksize = 0
-    if wants_8bit(config, parameter):
-        blocksize = codec.BLOCK_SIZE if config["block_wise"] else max(1, parameter.numel())
+    form = wanted(config, parameter)
     for name, signed in states.items():
-        kept = _blocksize(state, name)
-        if kept == blocksize:
+        kept = form_of(state, name)
+        if kept is form:
             continue
-        if kept is None and initial == 0 and blocksize:
-            state[codes_key(name)] = _full(parameter, codec.ZERO_CODE[signed], torch.uint8)
-            count = codec.blocks(parameter.numel(), blocksize)
-            state[absmax_key(name)] = torch.zeros(count, dtype=torch.float32, device=parameter.device)
+        if kept is None and initial == 0 and form is not Form.FLOAT32:
+            here = sharding.local(parameter)
+            codes = torch.full(here.shape, codec.ZERO_CODE[signed], dtype=torch.uint8, device=here.device)
+            absmax = torch.zeros(absmax_shape(here.shape, form), dtype=torch.float32, device=here.device)
+            put(state, name, parameter, codes, absmax, form)
             continue
         if kept is None:
-            values = _full(parameter, initial, torch.float32)
-        elif kept == 0:
-            values = state.pop(name)
+            here = sharding.local(parameter)
+            values = torch.full(here.shape, initial, dtype=torch.float32, device=here.device)
+        elif kept is Form.FLOAT32:
+            values = sharding.local(state.pop(name))
         else:
-            codes, absmax = state.pop(codes_key(name)), state.pop(absmax_key(name))
-            values = codec.dequantize_blockwise(codes, absmax, signed, kept)
-        if blocksize:
-            state[codes_key(name)], state[absmax_key(name)] = encode(values, signed, blocksize)
+            codes, absmax = (sharding.local(state.pop(key)) for key in (codes_key(name), absmax_key(name)))
+            if (same := reshaped(absmax, codes, kept, form)) is not None:
+                put(state, name, parameter, codes, same, form)
+                continue
+            values = decode(codes, absmax, signed)
+        if form is Form.FLOAT32:
+            state[name] = sharding.wrap(values, parameter)
         else:
-            state[name] = values
+            put(state, name, parameter, *encode(values, signed, form), form)
 
 
-def encode(values: Tensor, signed: bool, blocksize: int = codec.BLOCK_SIZE) -> tuple[Tensor, Tensor]:
+def put(state: State, name: str, parameter: Tensor, codes: Tensor, absmax: Tensor, form: Form) -> None:
+    """Keeps an 8-bit state of which `codes` and `absmax` are this process's part."""
+    state[codes_key(name)] = sharding.wrap(codes, parameter)
+    state[absmax_key(name)] = sharding.wrap(absmax, parameter, absmax_shape(parameter.shape, form))
+
+
+def reshaped(absmax: Tensor, codes: Tensor, kept: Form, form: Form) -> Tensor | None:
+    """The absmax in another form where that has the very same blocks, else None."""
+    grids = {Form.FLAT, Form.ROWS}
+    same = {kept, form} == grids and row_of(codes) % codec.BLOCK_SIZE == 0 and codes.dim() > 0
+    return absmax.reshape(absmax_shape(codes.shape, form)) if same else None
+
+
+def encode(values: Tensor, signed: bool, form: Form = Form.FLAT) -> tuple[Tensor, Tensor]:
     """(codes, absmax) of a state, as the kernel rounds: a second moment above zero does not become zero."""
-    codes, absmax = codec.quantize_blockwise(values, signed, blocksize)
+    rows = _whole_blocks(values) if form is Form.ROWS else values
+    blocksize = max(1, values.numel()) if form is Form.WHOLE else codec.BLOCK_SIZE
+    codes, absmax = codec.quantize_blockwise(rows, signed, blocksize)
+    if form is Form.ROWS:
+        codes = codes[:, : row_of(values)].contiguous().view(values.shape)
     if not signed:
         codes[(codes == 0) & (values > 0)] = 1
-    return codes, absmax
+    return codes, absmax.view(absmax_shape(values.shape, form))
 
 
-def _blocksize(state: State, name: str) -> int | None:
-    """How a state is kept: elements that share an absmax, 0 for float32, None if it is not there."""
+def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
+    """A state in float32. How it was kept shows in the shape of its absmax."""
+    if absmax.dim() == 2:
+        rows = codec.dequantize_blockwise(_whole_blocks(codes), absmax.flatten(), signed)
+        return rows[:, : row_of(codes)].contiguous().view(codes.shape)
+    whole = absmax.numel() < codec.blocks(codes.numel())
+    return codec.dequantize_blockwise(codes, absmax, signed, max(1, codes.numel()) if whole else codec.BLOCK_SIZE)
+
+
+def decode_exactly(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
+    """A state in float32 of which `encode` makes the same codes and absmax again.
+
+    The signed map has no -1, so a block whose largest element is negative would come back smaller: here its code 0
+    stands for minus its absmax.
+    """
+    values = decode(codes, absmax, signed)
+    if signed and codes.numel() > 0:
+        blocks = _in_blocks(codes, absmax)
+        stands_for_one = (blocks == 0) & (blocks != 255).all(dim=1, keepdim=True)
+        exact = torch.where(stands_for_one, -absmax.view(-1, 1), _in_blocks(values, absmax))
+        values = exact.view(codes.shape[0], -1)[:, : row_of(codes)] if absmax.dim() == 2 else exact.view(-1)
+        values = values.contiguous().view(-1)[: codes.numel()].view(codes.shape)
+    return values
+
+
+def _in_blocks(tensor: Tensor, absmax: Tensor) -> Tensor:
+    """A matrix with a row for each number of `absmax`: the elements that share it, and zeros where they are fewer."""
+    if absmax.dim() == 2:
+        return _whole_blocks(tensor).view(-1, codec.BLOCK_SIZE)
+    width = tensor.numel() if absmax.numel() == 1 else codec.BLOCK_SIZE
+    return torch.nn.functional.pad(tensor.reshape(-1), (0, -tensor.numel() % width)).view(-1, width)
+
+
+def part(name: str, kept: State, signed: bool, parameter: Tensor) -> State:
+    """One state that this process has whole, as its part of the state of a sharded parameter.
+
+    Args:
+        name: The state's.
+        kept: Its tensors, plain, by their keys.
+        signed: Whether it has a sign.
+        parameter: Sharded.
+
+    Returns:
+        Codes and absmax, if the blocks are those of the parameter's own form; else float32, to be encoded again.
+    """
+    if name in kept:
+        return {name: sharding.take(kept[name], parameter)}
+    codes, absmax = kept[codes_key(name)], kept[absmax_key(name)]
+    form = form_of(kept, name)
+    rows = absmax if form is Form.ROWS else reshaped(absmax, codes, form, Form.ROWS)
+    if rows is None or not can_shard(parameter):
+        return {name: sharding.take(decode(codes, absmax, signed), parameter)}
+    return {codes_key(name): sharding.take(codes, parameter), absmax_key(name): sharding.take(rows, parameter)}
+
+
+def _whole_blocks(tensor: Tensor) -> Tensor:
+    """Rows as a matrix, each filled up with zeros to whole blocks."""
+    rows = tensor.reshape(tensor.shape[0], row_of(tensor))
+    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % codec.BLOCK_SIZE))
+
+
+def form_of(state: State, name: str) -> Form | None:
+    """How a state is kept; None if it is not there."""
     if name in state:
-        return 0
+        return Form.FLOAT32
     if codes_key(name) not in state:
         return None
-    numel, count = state[codes_key(name)].numel(), state[absmax_key(name)].numel()
-    return codec.BLOCK_SIZE if count == codec.blocks(numel) else max(1, numel)
-
-
-def _full(parameter: Tensor, value: float, dtype: torch.dtype) -> Tensor:
-    return torch.full_like(parameter, value, dtype=dtype, memory_format=torch.contiguous_format)
+    codes, absmax = state[codes_key(name)], state[absmax_key(name)]
+    if absmax.dim() == 2:
+        return Form.ROWS
+    return Form.FLAT if absmax.numel() == codec.blocks(codes.numel()) else Form.WHOLE
 
 
 def has(state: State, name: str) -> bool:

@@ -22,6 +22,7 @@ class PerParameter(TypedDict, total=False):
     min_8bit_size: int
     percentile_clipping: int
     block_wise: bool
+    block_grid: str
     max_unorm: float
     skip_zeros: bool
     maximize: bool
@@ -126,6 +127,7 @@ COMMON: Mapping[str, Option] = {
     "min_8bit_size": _integer("an integer >= 0", lambda value: value >= 0),
     "percentile_clipping": _integer("an integer from 1 to 100", lambda value: 1 <= value <= 100),
     "block_wise": FLAG,
+    "block_grid": _one_of("flat", "rows"),
     "max_unorm": NON_NEGATIVE,
     "skip_zeros": FLAG,
     "maximize": FLAG,

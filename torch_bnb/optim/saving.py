@@ -1,0 +1,40 @@
+"""A state_dict as it leaves an optimizer: native, or in a form that can be sharded by who knows nothing of 8 bits."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch_bnb.optim import sharding
+from torch_bnb.optim import state as storage
+from torch_bnb.optim.state import State
+
+if TYPE_CHECKING:
+    from torch_bnb.optim.base import BlockwiseOptimizer
+
+FORMATS = ("native", "portable")
+
+
+def refuse_orphans(optimizer: "BlockwiseOptimizer") -> None:
+    """Raises ValueError for state of parameters that are in no group any more: it would be lost without a word."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    orphans = [parameter for parameter in optimizer.state if id(parameter) not in held]
+    if orphans:
+        raise ValueError(
+            f"{type(optimizer).__name__} has state of {len(orphans)} parameters that are in none of its groups, the "
+            f"first of shape {tuple(orphans[0].shape)}: they were replaced or removed after they had stepped. Hand the "
+            "optimizer to the framework before its first step"
+        )
+
+
+def portable(state_dict: dict[str, Any], states: Mapping[str, bool]) -> dict[str, Any]:
+    """The same state_dict with every 8-bit state decoded, such that encoding it again gives the same codes."""
+    return {**state_dict, "state": {index: _decoded(entry, states) for index, entry in state_dict["state"].items()}}
+
+
+def _decoded(entry: State, states: Mapping[str, bool]) -> State:
+    result = dict(entry)
+    for name, signed in states.items():
+        if storage.codes_key(name) in entry:
+            codes, absmax = result.pop(storage.codes_key(name)), result.pop(storage.absmax_key(name))
+            values = storage.decode_exactly(sharding.local(codes), sharding.local(absmax), signed)
+            result[name] = sharding.wrap(values, codes)
+    return result
