@@ -62,11 +62,11 @@ struct Batch {
   std::int64_t count;
   std::int64_t blocks;   // of all slots together
   const float* scalars;  // of the rule, in the order of its kScalars
+  Options options;
   std::int32_t scalar_count;
   bool scalars_on_device;  // a kernel reads them; else the host does
-  const float* found_inf;  // where a kernel finds that nothing may change, or null
-  Options options;
-  std::int32_t device;  // index
+  const float* found_inf;  // where a kernel finds whether nothing may change, or null
+  std::int32_t device;     // index
 };
 
 // A float32 tensor and its 8-bit form.
