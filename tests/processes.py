@@ -28,6 +28,7 @@ def _main(rank: int, processes: int, folder: str, function: Callable[..., Any], 
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
     try:
         torch.save(function(rank, *arguments), Path(folder) / f"result{rank}.pt")
+        dist.barrier()  # gloo may abort a process whose peer has gone while it still closes its connections
     except BaseException:
         traceback.print_exc()
         raise

@@ -1,5 +1,6 @@
 """What the documents say, run."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -60,6 +61,19 @@ def test_the_pages_snippets_run(page, count, tmp_path, monkeypatch):
     namespace = {"__name__": "page"}
     for snippet in snippets:
         exec(compile(snippet, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize(("page", "count"), [("distributed.md", 17)])
+def test_what_works_where_names_tests_that_there_are(page, count):
+    table = (ROOT / "docs" / page).read_text().partition("## What works where")[2]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == count
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        assert named, row
+        for file, test in named:
+            tree = ast.parse((ROOT / "tests" / file).read_text())
+            assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{test}"
 
 
 def test_the_readmes_numbers_are_the_committed_result():

@@ -10,12 +10,14 @@ from torch_bnb import codec, optim
 # isort: split
 from torch_bnb import checkpoint
 from torch_bnb.memory import plan, report
+from torch_bnb.optim.agreement import check_agreement
 from torch_bnb.optim.groups import param_groups
 from torch_bnb.overrides import OverrideError, OverrideSpec, load_overrides, optim_overrides
 
 __all__ = [
     "OverrideError",
     "OverrideSpec",
+    "check_agreement",
     "checkpoint",
     "codec",
     "load_overrides",

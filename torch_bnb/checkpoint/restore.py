@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_bnb.checkpoint import checks
 from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
-from torch_bnb.optim.state import HISTORY, Form, State, absmax_key, codes_key
+from torch_bnb.optim.state import HISTORY, Form, State, absmax_key, codes_key, form_of
 
 FORMS_8BIT = (Form.FLAT, Form.WHOLE, Form.ROWS)
 
@@ -86,6 +86,9 @@ def _placed(name: str, kept: State, signed: bool, parameter: Tensor, what: str) 
                 "ask for full_state_dict=True when it is gathered"
             )
         return {key: _copy(value, parameter) for key, value in kept.items()}
+    if codes_key(name) in sharded and form_of(kept, name) is not Form.ROWS:  # a loader has sharded what was whole
+        kept = {key: sharding.whole(value) for key, value in kept.items()}
+        sharded = {}
     if not sharded:
         parts = storage.part(name, kept, signed, parameter)
         return {key: sharding.wrap(_copy(sharding.local(v), parameter), parameter, v.shape) for key, v in parts.items()}

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
 from torch_bnb.checkpoint import portable
-from torch_bnb.optim import options, saving
+from torch_bnb.optim import options, saving, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.adoption import adopt
 from torch_bnb.optim.agreement import check_agreement
@@ -41,6 +41,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """The rule's own options; names and defaults are torch.optim's."""
     layerwise: ClassVar[bool] = False
     """Whether it needs norms over the whole tensor."""
+    paged: ClassVar[bool] = False
+    """Whether its state belongs in host memory."""
     _plan: Plan | CapturedPlan | None = None
     _agreed = False
     _checkpoint_format = "native"
@@ -210,6 +212,12 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if not self._agreed:
             check_agreement(self)
         plan = (CapturedPlan if self.defaults["capturable"] else Plan)(self, rows)
+        if not (self._agreed or plan) and (flat := sharding.flat_gradients()):
+            raise ValueError(
+                f"{type(self).__name__}: none of its parameters has a gradient, but FSDP's flat parameters have (the "
+                f"first of shape {flat[0]}): it holds those from before the model was wrapped. Build the optimizer "
+                "after FSDP, or wrap with use_orig_params=True"
+            )
         if not self._agreed and (cut := plan.cut()):
             warnings.warn(
                 f"{type(self).__name__}: {len(cut)} parameters keep 32-bit state, because their shards would cut its "

@@ -100,6 +100,10 @@ class CapturedPlan:
             for state in call.stepped:
                 state["step"] = captured.count
 
+    def __bool__(self) -> bool:
+        """Whether any parameter steps."""
+        return bool(self._calls)
+
     def cut(self) -> list[str]:
         """The parameters whose state shards would cut: none, there are no shards here."""
         return []

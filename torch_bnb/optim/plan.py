@@ -158,6 +158,9 @@ class Plan:
         for call in calls:
             call.params, call.grads, call.clips = [], [], []
 
+    def __bool__(self) -> bool:
+        return bool(self._planned)
+
     def cut(self) -> list[str]:
         """The parameters whose state is in 32 bits only because shards would cut its blocks."""
         return self._cut
@@ -248,6 +251,11 @@ def check_grad(
         what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
     elif not ops.has_kernel(optimizer.rule, parameter.device):
         what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
+    elif optimizer.paged and parameter.device.type != "cpu":
+        what, error = (
+            f"state in host memory for a parameter on {parameter.device} is not there yet",
+            NotImplementedError,
+        )
     elif grad.layout not in (torch.strided, torch.sparse_coo):
         what, error = f"its gradient is {grad.layout}; expected a dense or COO tensor", NotImplementedError
     elif grad.layout is torch.sparse_coo and (grad.sparse_dim() != 1 or not parameter.is_contiguous()):

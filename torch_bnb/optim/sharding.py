@@ -3,6 +3,7 @@
 The only module that knows of meshes and placements. It must not know what is kept in the tensors.
 """
 
+import gc
 import math
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,15 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, detached; of a plain tensor all of it."""
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, detached. Of a sharded one every process must ask."""
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor
 
 
 def local_grad(grad: Tensor, parameter: Tensor) -> Tensor:
@@ -148,3 +157,12 @@ def add_up(numbers: Tensor, groups: Sequence[Any]) -> None:
     """Sums of this process become sums of all, in place. Every process of the groups calls it."""
     for group in groups:
         torch.distributed.all_reduce(numbers, group=group)
+
+
+def flat_gradients() -> list[tuple[int, ...]]:
+    """Shapes of all parameters that FSDP1 has made of others by flattening them and that have a gradient."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        return []
+    tensors = (thing for thing in gc.get_objects() if issubclass(type(thing), Tensor))
+    flat = (tensor for tensor in tensors if vars(tensor).get("_is_flat_param", False))
+    return [tuple(parameter.shape) for parameter in flat if parameter.grad is not None]

@@ -73,7 +73,10 @@ class SlotTable:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
         params = [groups[g]["params"][i] for g, i in places]
         if len({id(parameter) for parameter in params}) < len(params):
-            raise ValueError("a parameter appears more than once in the optimizer's groups")
+            raise ValueError(
+                "a parameter appears more than once in the optimizer's groups; a framework that tells parameters "
+                "by their address does this to a model on the meta device"
+            )
         carried = self._carried(groups)
         names = manager.parameter_names()
         found = manager.hints_for(params, {index: carried.get(place, []) for index, place in enumerate(places)})

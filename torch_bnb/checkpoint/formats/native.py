@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from torch_bnb.checkpoint import checks, portable
-from torch_bnb.checkpoint.portable import RULES, Coded, Portable
-from torch_bnb.optim.state import HISTORY, absmax_key, codes_key
+from torch_bnb.checkpoint.portable import RULES, Coded, Moment, Portable
+from torch_bnb.optim.state import HISTORY, Form, absmax_key, absmax_shape, codes_key, decode, reshaped
 
 NAME = "torch_bnb"
 
@@ -50,13 +53,28 @@ def _read_one(entry: Mapping[str, Any], rule: str, what: str) -> dict[str, Any]:
         if (codes in rest) != (absmax in rest):
             raise ValueError(f"{what}: {codes!r} and {absmax!r} belong together, there is only one of them")
         if codes in rest:
-            coded = portable.coded(rest.pop(codes), rest.pop(absmax), None, signed, None, f"{what}: {name!r}")
-            found[name] = coded
+            found[name] = _coded(rest.pop(codes), rest.pop(absmax), signed, f"{what}: {name!r}")
         elif (value := rest.pop(name, None)) is not None:
             found[name] = checks.tensor(value, f"{what}: {name!r}")
     if rest:
         raise ValueError(f"{what}: unknown state {sorted(rest, key=str)} for {rule}")
     return found
+
+
+def _coded(codes: Any, absmax: Any, signed: bool, what: str) -> Moment:
+    """A moment; in float32 where its blocks are those of rows that are not whole blocks, which nobody else has."""
+    if isinstance(absmax, Tensor) and absmax.dim() == 2 and isinstance(codes, Tensor) and codes.dim() > 0:
+        codes, absmax = (
+            checks.tensor(codes, f"{what}: the codes", torch.uint8),
+            checks.tensor(absmax, f"{what}: the absmax"),
+        )
+        if absmax.shape != absmax_shape(codes.shape, Form.ROWS):
+            raise ValueError(f"{what}: absmax of shape {tuple(absmax.shape)} do not fit codes of {tuple(codes.shape)}")
+        flat = reshaped(absmax, codes, Form.ROWS, Form.FLAT)
+        if flat is None:
+            return decode(codes, absmax, signed)
+        absmax = flat
+    return portable.coded(codes, absmax, None, signed, None, what)
 
 
 def write(state: Portable, bits: int | None) -> dict[str, Any]:
