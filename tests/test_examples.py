@@ -1,5 +1,6 @@
-"""The examples' page says what the examples print."""
+"""The examples run, and their page says what they print."""
 
+import os
 import re
 import subprocess
 import sys
@@ -28,3 +29,19 @@ def test_the_digits_example_prints_what_its_page_says(tmp_path):
     assert len(same_everywhere) == 3 and set(same_everywhere) <= set(done.stdout.splitlines())
     per_parameter = [line.partition(", ")[2] for line in said if "bytes of optimizer state" in line]
     assert len(per_parameter) == 2 and all(text in done.stdout for text in per_parameter)
+
+
+def torchrun(processes, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.distributed
+def test_the_fsdp2_example_resumes_on_another_number_of_processes(tmp_path):
+    torchrun(2, ROOT / "examples" / "fsdp2.py", "--save", tmp_path / "saved", "--steps", 3)
+    assert "every bit the same: True" in torchrun(3, ROOT / "examples" / "fsdp2.py", "--resume", tmp_path / "saved")

@@ -56,6 +56,7 @@ FORBIDDEN = {
     "lightning_bnb/twins.py": r"lightning(?!_bnb)|lightning_bnb",
     "lightning_bnb/replace.py": r"lightning(?!_bnb)|lightning_bnb\.(?!twins)",
     "lightning_bnb/build.py": r"lightning_bnb\.(callback|mixin)|lightning\.pytorch\.strategies",
+    "accelerate_bnb": r"lightning|torch_bnb\.(ops|codec|checkpoint|memory|overrides|_C)\b|torch_bnb\.optim\.\w+\.",
     "lightning_bnb": r"accelerate|torch_bnb\.(ops|codec|checkpoint|memory|overrides|_C)\b|torch_bnb\.optim\.\w+\.",
 }
 

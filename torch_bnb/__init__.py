@@ -13,10 +13,12 @@ from torch_bnb.memory import plan, report
 from torch_bnb.optim.agreement import check_agreement
 from torch_bnb.optim.groups import param_groups
 from torch_bnb.overrides import OverrideError, OverrideSpec, check_overrides, load_overrides, optim_overrides
+from torch_bnb.verify import VerificationError, verify
 
 __all__ = [
     "OverrideError",
     "OverrideSpec",
+    "VerificationError",
     "check_agreement",
     "check_overrides",
     "checkpoint",
@@ -28,5 +30,6 @@ __all__ = [
     "param_groups",
     "plan",
     "report",
+    "verify",
 ]
 __version__ = "0.1.0"

@@ -62,6 +62,16 @@ class Memory:
         """What the default of 32-bit embeddings costs."""
         return sum(row.planned - row.state_8bit for row in self.rows if row.default_embedding)
 
+    @property
+    def headline(self) -> str:
+        """One line on what the state will take, for logs."""
+        planned, full = readable_bytes(self.total.planned), readable_bytes(self.total.state_32bit)
+        name = self.title.partition(",")[0]
+        if not any(row.bits == 8 for row in self.rows):
+            return f"all state of {name} stays in 32 bits, {planned}"
+        kept = f"; {readable_bytes(self.embedding_bytes)} of it because embeddings keep 32 bits"
+        return f"state of {name} takes {planned} instead of {full}{kept if self.embedding_bytes else ''}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers."""
         rows = [asdict(row) for row in self.rows]

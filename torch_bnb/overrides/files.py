@@ -1,19 +1,20 @@
 """Hints from a YAML or JSON file: from a parameter's name or pattern to its options."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 
-def load_overrides(path: str | Path) -> dict[str, OverrideSpec]:
+def load_overrides(path: str | Path, section: Sequence[str] = ()) -> dict[str, OverrideSpec]:
     """Reads hints as `GlobalOptimManager.override_named` takes them.
 
     Args:
         path: A ``.yaml``, ``.yml`` or ``.json`` file of the shape ``{"*.embed*.weight": {optim_bits: 32}}``. Numbers
             may be written as ``1e-4``.
+        section: The keys that lead to the hints in a file that holds more: ``("bnb_config", "overrides")``.
 
     Returns:
         The hints in the file's order.
@@ -35,6 +36,11 @@ def load_overrides(path: str | Path) -> dict[str, OverrideSpec]:
         raise OverrideError(f"{path}: {error}") from None
     try:
         node = loader.get_single_node()
+        for name in section:
+            found = {key.value: value for key, value in _pairs(node, path, "the file", loader)}
+            if name not in found:
+                raise OverrideError(f"{path}: there is no {name!r}; there are {', '.join(found)}")
+            node = found[name]
         result: dict[str, Any] = {}
         for key, value in _pairs(node, path, "the file", loader):
             where = f"{path}, line {key.start_mark.line + 1}"

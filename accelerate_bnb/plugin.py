@@ -1,0 +1,180 @@
+"""The plugin: which optimizer a training gets, said in code, in the environment or in a file."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from accelerate_bnb import settings
+from torch_bnb import OverrideError, OverrideSpec, optim_overrides, param_groups
+from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager, by_name
+
+
+@dataclass
+class BnbOptimizerPlugin:
+    """Which 8-bit optimizer a training gets, and what single parameters get instead.
+
+    What is not given falls back to the environment variable ``ACCELERATE_BNB_<FIELD>``, then to the file that
+    `config_file` names, then to a default.
+
+    Args:
+        optimizer (`str` or class, *optional*, defaults to `"adamw"`):
+            A name from `torch_bnb.optim`, in any spelling: `"adamw8bit"`, `"lion"`, `"PagedAdamW32bit"`.
+        lr (`float`, *optional*):
+            The learning rate. By default the optimizer's own.
+        betas (`tuple[float, ...]`, *optional*):
+            Decay of the moments, for optimizers that have them. By default the optimizer's own.
+        weight_decay (`float`, *optional*):
+            By default the optimizer's own.
+        optim_bits (`int`, *optional*, defaults to 8):
+            Bits per element of state, 8 or 32. A name like `"adamw32bit"` fixes it.
+        min_8bit_size (`int`, *optional*, defaults to 4096):
+            Parameters with fewer elements keep 32-bit state.
+        overrides (`dict[str, dict]`, *optional*):
+            Patterns over parameters' names to options: `{"*.embed*.weight": {"optim_bits": 32}}`.
+        config_file (`str`, *optional*):
+            A YAML or JSON file with the fields above and below, or a config file of Accelerate's with a `bnb_config:`
+            section.
+        embeddings_32bit (`bool`, *optional*, defaults to `True`):
+            `nn.Embedding` weights keep 32-bit state unless a hint says otherwise.
+        paged (`bool`, *optional*, defaults to `False`):
+            State in host memory that the GPU reaches.
+        strict (`bool`, *optional*, defaults to `True`):
+            A pattern that fits no parameter is an error; else a warning.
+
+    Raises:
+        ValueError: A name, key or value that cannot be; it is named, with what is allowed.
+
+    Example:
+        >>> import torch
+        >>> from accelerate_bnb import BnbOptimizerPlugin
+        >>> plugin = BnbOptimizerPlugin(optimizer="adamw8bit", lr=3e-4, overrides={"head.*": {"optim_bits": 32}})
+        >>> model = torch.nn.ModuleDict({"body": torch.nn.Linear(64, 64), "head": torch.nn.Linear(64, 64)})
+        >>> optimizer = plugin.create_optimizer(model)
+        >>> [place.bits for place in optimizer.configurations() if "weight" in place.name]
+        [8, 32]
+    """
+
+    optimizer: str | type[BlockwiseOptimizer] | None = field(
+        default=None, metadata={"help": "Name of an optimizer of torch_bnb.optim: adamw8bit, lion, ... (default adamw)"}
+    )
+    lr: float | None = field(default=None, metadata={"help": "Learning rate (default: the optimizer's own)"})
+    betas: tuple[float, ...] | None = field(
+        default=None, metadata={"help": "Decay of the moments (default: the optimizer's own)"}
+    )
+    weight_decay: float | None = field(default=None, metadata={"help": "Weight decay (default: the optimizer's own)"})
+    optim_bits: int | None = field(default=None, metadata={"help": "Bits per element of state, 8 or 32 (default 8)"})
+    min_8bit_size: int | None = field(
+        default=None, metadata={"help": "Parameters with fewer elements keep 32-bit state (default 4096)"}
+    )
+    overrides: dict[Any, OverrideSpec] | None = field(
+        default=None, metadata={"help": "Patterns over parameters' names to options"}
+    )
+    config_file: str | None = field(
+        default=None, metadata={"help": "YAML or JSON file with these fields, alone or in a bnb_config section"}
+    )
+    embeddings_32bit: bool | None = field(
+        default=None, metadata={"help": "Whether embeddings keep 32-bit state (default true)"}
+    )
+    paged: bool | None = field(
+        default=None, metadata={"help": "Whether state is in host memory that the GPU reaches (default false)"}
+    )
+    strict: bool | None = field(
+        default=None, metadata={"help": "Whether a pattern that fits no parameter is an error (default true)"}
+    )
+
+    def __post_init__(self) -> None:
+        environment = settings.from_environment()
+        if self.config_file is None:
+            self.config_file = environment.get("config_file")
+        in_file = settings.from_file(self.config_file) if self.config_file is not None else {}
+        defaults = {"optimizer": "adamw", "embeddings_32bit": True, "paged": False, "strict": True}
+        for known in fields(self):
+            for source in (environment, in_file, defaults):
+                if getattr(self, known.name) is None:
+                    setattr(self, known.name, source.get(known.name))
+        if isinstance(self.overrides, str):
+            self.overrides = settings.parse("overrides", self.overrides, "overrides")
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("embeddings_32bit", "paged", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
+        for pattern, config in (self.overrides or {}).items():
+            try:
+                optim_overrides({pattern: config})  # checks it; the decorator that it returns is not needed
+            except OverrideError as error:
+                raise OverrideError(f"overrides[{pattern!r}]: {error}") from None
+        self.optimizer_class([torch.zeros(1, requires_grad=True)], **self.optimizer_options())
+
+    @property
+    def optimizer_class(self) -> type[BlockwiseOptimizer]:
+        """The class that `optimizer` and `paged` mean."""
+        given = self.optimizer
+        if isinstance(given, type) and not issubclass(given, BlockwiseOptimizer):
+            raise ValueError(f"optimizer={given!r}: expected a name, or a class of torch_bnb.optim")
+        cls = given if isinstance(given, type) else by_name(given)
+        return by_name(f"Paged{cls.__name__}") if self.paged and not cls.__name__.startswith("Paged") else cls
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """What the class gets beside the parameters: the options that were given, and 8 bits unless its name fixes
+        them.
+        """
+        names = ("lr", "betas", "weight_decay", "optim_bits", "min_8bit_size")
+        options = {name: value for name in names if (value := getattr(self, name)) is not None}
+        cls = self.optimizer_class
+        if not cls.__name__.endswith(("8bit", "32bit")):
+            options.setdefault("optim_bits", 8)
+        if lacking := [name for name in options if name not in cls.__signature__.parameters]:
+            raise ValueError(f"{cls.__name__} has no option {lacking[0]!r}; it was given {options[lacking[0]]!r}")
+        return options
+
+    def register(self, model: nn.Module) -> None:
+        """Makes a model known to the `GlobalOptimManager`, with what its modules declare and what `overrides` say.
+
+        Args:
+            model: While it is still on the CPU, or wherever it is.
+
+        Raises:
+            OverrideError: A hint names an unknown option or no parameter.
+        """
+        manager = GlobalOptimManager.get_instance()
+        manager.register_parameters(model, self.embeddings_32bit)
+        if self.overrides:
+            manager.override_named(model, self.overrides, self.strict, source="BnbOptimizerPlugin")
+
+    def create_optimizer(
+        self,
+        model: nn.Module,
+        params: Iterable[Any] | None = None,
+        *,
+        as_groups: bool = False,
+        **options: Any,
+    ) -> BlockwiseOptimizer:
+        """The optimizer of a model, which is registered first.
+
+        Args:
+            model (`nn.Module`):
+                The model, while it is still on the CPU or wherever it is.
+            params (`Iterable`, *optional*):
+                Parameters or parameter groups. By default all that are trainable, in one group.
+            as_groups (`bool`, defaults to `False`):
+                One group for every set of options that hints make, for engines that flatten groups (DeepSpeed).
+            **options:
+                Of the optimizer, instead of the plugin's.
+
+        Raises:
+            ValueError: An option is unknown or impossible, a hint fits nothing, or `as_groups` meets groups given.
+        """
+        self.register(model)
+        options = {**self.optimizer_options(), **options}
+        if as_groups:
+            if params is not None:
+                raise ValueError("as_groups makes the groups itself: leave params out, or say hints in your groups")
+            params = param_groups(model, lr=options.get("lr"), embeddings_32bit=self.embeddings_32bit)
+        elif params is None:
+            params = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return self.optimizer_class(params, **options)

@@ -1,0 +1,170 @@
+"""`prepare`: Accelerate's own, with placeholders made real before and the result verified after."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils.deepspeed import DummyScheduler  # importable without DeepSpeed there
+from torch import nn
+from torch.optim.optimizer import Optimizer
+from typing_extensions import override
+
+from accelerate_bnb.engines import Engine, engine_of
+from accelerate_bnb.fsdp1 import make_loadable
+from accelerate_bnb.placeholder import BnbDummyOptim
+from accelerate_bnb.plugin import BnbOptimizerPlugin
+from torch_bnb import report, verify
+from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
+
+logger = get_logger(__name__)
+
+
+def prepare(
+    accelerator: Accelerator,
+    *objects: Any,
+    plugin: BnbOptimizerPlugin | None = None,
+    device_placement: Sequence[bool] | None = None,
+) -> Any:
+    """`Accelerator.prepare` for any Accelerator, with an optimizer of torch_bnb.
+
+    Registers the models while they are where they were built, makes every `BnbDummyOptim` the real optimizer, prepares
+    everything, and checks that what trains is what was built, as `torch_bnb.verify` does.
+
+    Args:
+        accelerator (`Accelerator`):
+            The script's own, trl's, diffusers'.
+        *objects:
+            As for `Accelerator.prepare`.
+        plugin (`BnbOptimizerPlugin`, *optional*):
+            By default one from the environment.
+        device_placement (`Sequence[bool]`, *optional*):
+            As for `Accelerator.prepare`.
+
+    Returns:
+        The same objects in the same order, prepared; a single one not in a tuple.
+
+    Raises:
+        VerificationError: The engine replaces the optimizer, or the optimizer does not train the whole model as hints
+            say; the cause is named, with the setting that avoids it.
+        ValueError: A hint that cannot be, or a placeholder whose model is not known.
+    """
+    if isinstance(accelerator, BnbAccelerator):
+        return _prepare(accelerator, super(BnbAccelerator, accelerator).prepare, objects, plugin, device_placement)
+    return _prepare(accelerator, accelerator.prepare, objects, plugin, device_placement)
+
+
+def _prepare(
+    accelerator: Accelerator,
+    framework: Callable[..., Any],
+    objects: Sequence[Any],
+    plugin: BnbOptimizerPlugin | None,
+    device_placement: Sequence[bool] | None,
+) -> Any:
+    """`prepare`, where `framework` is what it stands before."""
+    plugin = BnbOptimizerPlugin() if plugin is None else plugin
+    engine = engine_of(accelerator)
+    models = [item for item in objects if isinstance(item, nn.Module)] or list(accelerator._models)
+    for model in models:
+        plugin.register(model)
+
+    made = list(objects)
+    placement = [None] * len(made) if device_placement is None else list(device_placement)
+    if engine is Engine.FSDP1:  # the parameters change with the model: an optimizer is built from what they become
+        made = _prepared(framework, made, placement, lambda item: isinstance(item, nn.Module))
+    become = {id(old): new for old, new in zip(objects, made, strict=True)}
+    models = [become.get(id(model), model) for model in models]
+    made = _made_real(made, plugin, models, become, as_groups=engine is Engine.DEEPSPEED)
+
+    ours = [isinstance(item, BlockwiseOptimizer) for item in made]
+    manager = GlobalOptimManager.get_instance()
+    before = []
+    for optimizer in (item for item in made if isinstance(item, BlockwiseOptimizer)):
+        before += manager.explain(optimizer)
+        logger.info(report(optimizer).headline)
+    waits = (lambda item: not isinstance(item, nn.Module)) if engine is Engine.FSDP1 else (lambda item: True)
+    made = _prepared(framework, made, placement, waits)
+
+    mine = [item for item, is_ours in zip(made, ours, strict=True) if is_ours]
+    if engine is Engine.DEEPSPEED:  # a name for each parameter does not fit the one tensor of the group
+        for group in (group for optimizer in mine for group in optimizer.param_groups):
+            group.pop("param_names", None)
+
+    trained = [item for item in made if isinstance(item, nn.Module)] or models
+    if mine and trained:
+        beside = [item for item in made if isinstance(item, Optimizer) and not any(item is own for own in mine)]
+        verify(trained[0] if len(trained) == 1 else nn.ModuleList(trained), mine, before, beside)
+    if engine is Engine.FSDP1:
+        for optimizer in mine:
+            make_loadable(optimizer.optimizer)
+    return tuple(made) if len(made) > 1 else made[0]
+
+
+def _prepared(
+    framework: Callable[..., Any], objects: Sequence[Any], placement: Sequence[Any], which: Callable[[Any], bool]
+) -> list[Any]:
+    """The objects, those that `which` says prepared together."""
+    chosen = [index for index, item in enumerate(objects) if which(item)]
+    result = list(objects)
+    if chosen:
+        given = [placement[index] for index in chosen]
+        placed = {"device_placement": given} if any(place is not None for place in given) else {}
+        done = framework(*(objects[index] for index in chosen), **placed)
+        for index, item in zip(chosen, done if len(chosen) > 1 else [done], strict=True):
+            result[index] = item
+    return result
+
+
+def _made_real(
+    objects: Sequence[Any], plugin: BnbOptimizerPlugin, models: Sequence[nn.Module], become: dict[int, Any], **how: Any
+) -> list[Any]:
+    """The objects with optimizers in place of their placeholders, and schedulers that waited for them."""
+    real: dict[int, BlockwiseOptimizer] = {}
+    for item in objects:
+        if isinstance(item, BnbDummyOptim):
+            model = become.get(id(item.model), item.model)
+            if model is None and len(models) != 1 and item.params is None:
+                raise ValueError(
+                    f"BnbDummyOptim: prepare got {len(models)} models; say which one is meant: BnbDummyOptim(model)"
+                )
+            model = models[0] if model is None else model
+            real[id(item)] = plugin.create_optimizer(model, item.params, **how, **item.options)
+    made = [real.get(id(item), item) for item in objects]
+    for index, item in enumerate(made):
+        if isinstance(item, DummyScheduler) and isinstance(item.optimizer, BnbDummyOptim):
+            if item.lr_scheduler_callable is None or id(item.optimizer) not in real:
+                raise ValueError(
+                    "a DummyScheduler over a BnbDummyOptim needs lr_scheduler_callable, and its placeholder in the "
+                    "same prepare(...)"
+                )
+            made[index] = item.lr_scheduler_callable(real[id(item.optimizer)])
+    return made
+
+
+class BnbAccelerator(Accelerator):
+    """An `Accelerator` whose `prepare` is `accelerate_bnb.prepare`.
+
+    Args:
+        *args:
+            As for `Accelerator`.
+        bnb_plugin (`BnbOptimizerPlugin`, *optional*):
+            By default one from the environment.
+        **kwargs:
+            As for `Accelerator`.
+
+    Example:
+        >>> import torch
+        >>> from accelerate_bnb import BnbAccelerator, BnbDummyOptim, BnbOptimizerPlugin
+        >>> accelerator = BnbAccelerator(cpu=True, bnb_plugin=BnbOptimizerPlugin(optimizer="lion8bit", lr=1e-4))
+        >>> model, optimizer = accelerator.prepare(torch.nn.Linear(64, 64), BnbDummyOptim())
+        >>> optimizer.param_groups[0]["lr"]
+        0.0001
+    """
+
+    def __init__(self, *args: Any, bnb_plugin: BnbOptimizerPlugin | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bnb_plugin = BnbOptimizerPlugin() if bnb_plugin is None else bnb_plugin
+
+    @override
+    def prepare(self, *args: Any, device_placement: Any = None) -> Any:
+        return prepare(self, *args, plugin=self.bnb_plugin, device_placement=device_placement)
