@@ -118,7 +118,8 @@ class EightBitOptimizer(pl.Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Says which options differ from those of the checkpoint that was loaded."""
+        """Compares options: with the other processes', and with those of the checkpoint that was loaded."""
+        strategies.check_agreement(trainer.strategy, self._optimizers)
         changed = resume.changes(self._saved_choices, resume.choices(self._optimizers))
         self._saved_choices = {}
         if changed:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
+import torch
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.optimizer import Optimizer
 
+import torch_bnb as bnb
 from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
 
 
@@ -34,6 +36,28 @@ def prepare(strategy: Strategy, optimizers: Iterable[Optimizer]) -> None:
             optimizer.checkpoint_format = "portable"
         if sees_groups_only(strategy):
             _refuse_hints(strategy, optimizer)
+
+
+def check_agreement(strategy: Strategy, optimizers: Iterable[Optimizer]) -> None:
+    """Makes sure that processes which keep the same state also mean the same by it. All of them must call it.
+
+    Optimizers of sharded parameters see to it themselves, at their first step; under FSDP each has other pieces.
+
+    Args:
+        strategy: The trainer's.
+        optimizers: As they will step.
+
+    Raises:
+        MisconfigurationException: On every process: they disagree. The first difference is named.
+    """
+    if not (isinstance(strategy, DDPStrategy) and strategy.world_size > 1):
+        return
+    for optimizer in optimizers:
+        if isinstance(optimizer, BlockwiseOptimizer):
+            try:
+                bnb.check_agreement(optimizer, [torch.distributed.group.WORLD])
+            except ValueError as error:
+                raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
 
 
 def _refuse_hints(strategy: Strategy, optimizer: BlockwiseOptimizer) -> None:

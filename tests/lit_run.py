@@ -6,6 +6,7 @@ Lightning starts the other processes by running this file again. Each writes wha
 """
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -56,8 +57,9 @@ class FSDPOnCPU(FSDPStrategy):
         return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
 
 
-def overrides():
-    return {"embed.weight": {"optim_bits": 8}, "head.weight": {"betas": (0.8, 0.95)}}
+def overrides(strategy):
+    second = strategy == "ddp-disagreeing" and os.environ.get("LOCAL_RANK") == "1"
+    return {"embed.weight": {"optim_bits": 8}, "head.weight": {"betas": (0.5, 0.95) if second else (0.8, 0.95)}}
 
 
 class Found(pl.Callback):
@@ -92,7 +94,7 @@ def whole(trainer, pl_module):
 
 
 def train(strategy, devices, folder, epochs, ckpt_path=None):
-    sharded = strategy.startswith("fsdp2")
+    sharded, hints = strategy.startswith("fsdp2"), overrides(strategy)
     torch.manual_seed(0)
     options = {**QUIET, "enable_checkpointing": True, "max_epochs": epochs, "default_root_dir": folder}
     if sharded:
@@ -104,9 +106,9 @@ def train(strategy, devices, folder, epochs, ckpt_path=None):
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy=strategy,
+        strategy="ddp" if strategy == "ddp-disagreeing" else strategy,
         use_distributed_sampler=False,  # every process sees the same batch, so that their number changes nothing
-        callbacks=[EightBitOptimizer(overrides=overrides()), OptimizerStateMonitor(3), Found(folder)],
+        callbacks=[EightBitOptimizer(overrides=hints), OptimizerStateMonitor(3), Found(folder)],
         **{**options, "logger": pl.loggers.CSVLogger(folder)},
     )
     module = Sharded() if sharded else Model()

@@ -96,6 +96,13 @@ def test_ddp(alone, tmp_path):
     assert output.count("EightBitOptimizer: AdamW, 3 parameters") == 3, "one table for each fit, by rank 0"
 
 
+@pytest.mark.distributed
+def test_processes_that_disagree_are_told_before_the_first_step(tmp_path):
+    message = r"the processes disagree about head\.weight: betas=\(0\.[58], 0\.95\) and betas=\(0\.[58], 0\.95\)"
+    with pytest.raises(AssertionError, match=rf"MisconfigurationException: EightBitOptimizer: AdamW: {message}"):
+        run("ddp-disagreeing", 2, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_ddp_spawn(alone, tmp_path):

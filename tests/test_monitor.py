@@ -114,6 +114,13 @@ def test_parameters_in_32_bits_have_no_error_and_those_without_gradient_are_not_
     assert found.total.update_to_weight > 0
 
 
+def test_a_number_that_is_none_is_the_worst():
+    model, optimizer = trained("adamw")
+    model[1].bias.grad[0] = torch.nan
+    name, value = bnb.monitor.measure(optimizer).worst("update_to_weight")
+    assert name == "1.bias" and value != value
+
+
 def test_the_order_of_batches_does_not_matter(monkeypatch):
     _, optimizer = trained("adamw")
     whole = bnb.monitor.measure(optimizer)

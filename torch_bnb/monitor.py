@@ -5,6 +5,7 @@ two are compared; so what is measured is the rule itself, whatever it is.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,10 +76,10 @@ class Measurement:
     """Over all."""
 
     def worst(self, metric: str) -> tuple[str, float]:
-        """Name and value of the parameter with the largest value of a metric, one of `METRICS`."""
+        """Name and value of the parameter with the largest value of a metric, one of `METRICS`; a NaN is the worst."""
         return max(
             ((name, getattr(quality, metric)) for name, quality in self.parameters.items()),
-            key=lambda found: (found[1] == found[1], found[1]),  # a NaN is no largest number
+            key=lambda found: (math.isnan(found[1]), found[1]),
             default=("", 0.0),
         )
 
