@@ -32,7 +32,7 @@ def test_hybrid_meshes_and_shards_of_columns_are_the_same_bits(tmp_path):
         assert kept == ["exp_avg", "exp_avg_sq", "step"]  # its shards would cut blocks of 300 columns
         assert len(warnings) == 1
         assert "AdamW: 1 parameters keep 32-bit state, because their shards would cut its blocks" in warnings[0]
-        assert "parameter 0 of group 0, shape (16, 300)" in warnings[0]
+        assert "group 0, parameter 0, shape (16, 300)" in warnings[0]
 
 
 @pytest.fixture(scope="module")

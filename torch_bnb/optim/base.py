@@ -218,14 +218,24 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 f"first of shape {flat[0]}): it holds those from before the model was wrapped. Build the optimizer "
                 "after FSDP, or wrap with use_orig_params=True"
             )
-        if not self._agreed and (cut := plan.cut()):
-            warnings.warn(
-                f"{type(self).__name__}: {len(cut)} parameters keep 32-bit state, because their shards would cut its "
-                f"blocks or their rows are short: {', '.join(cut[:3])}{', ...' if len(cut) > 3 else ''}",
-                stacklevel=3,
-            )
+        if not self._agreed:
+            self._warn_of_cut_blocks()
         self._agreed = True
         return plan
+
+    def _warn_of_cut_blocks(self) -> None:
+        sharded = (place for place in self.configurations() if sharding.is_sharded(place.parameter))
+        cut = [
+            f"{place.name}, shape {tuple(place.parameter.shape)}"
+            for place in sharded
+            if place.bits == 32 and storage.asks_for_8bit(place.config, place.parameter)
+        ]
+        if cut:
+            warnings.warn(
+                f"{type(self).__name__}: {len(cut)} parameters keep 32-bit state, because their shards would cut its "
+                f"blocks or their rows are short: {'; '.join(cut[:3])}{'; ...' if len(cut) > 3 else ''}",
+                stacklevel=4,
+            )
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -104,10 +104,6 @@ class CapturedPlan:
         """Whether any parameter steps."""
         return bool(self._calls)
 
-    def cut(self) -> list[str]:
-        """The parameters whose state shards would cut: none, there are no shards here."""
-        return []
-
     def renew(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> bool:
         """Never: see above."""
         return False

@@ -83,7 +83,6 @@ class Plan:
         self._rows = rows
         self._without: list[int] = []
         self._keeps = True
-        self._cut: list[str] = []
         still = True  # no parameter has stepped, and none would now
         planned: dict[tuple, Planned] = {}
         seen: dict[tuple, tuple[Situation, tuple]] = {}
@@ -132,13 +131,6 @@ class Plan:
                     history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
                     values = grad.coalesce().values() if sparse else own_grad
                     own.call.clips.append(Clip(history, values, config))
-                if (
-                    sharded
-                    and bits == 32
-                    and storage.asks_for_8bit(config, parameter)
-                    and not storage.can_shard(parameter)
-                ):
-                    self._cut.append(f"parameter {i} of group {g}, shape {tuple(parameter.shape)}")
         self._planned = list(planned.values())
         self._known = list(optimizer.state.values())
         self._rehearses = bool(self._planned) and still and not self._moves()
@@ -160,10 +152,6 @@ class Plan:
 
     def __bool__(self) -> bool:
         return bool(self._planned)
-
-    def cut(self) -> list[str]:
-        """The parameters whose state is in 32 bits only because shards would cut its blocks."""
-        return self._cut
 
     def _moves(self) -> bool:
         """Whether any gradient, of any process, has anything in it."""
