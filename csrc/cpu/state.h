@@ -58,12 +58,10 @@ void decode_run(const std::uint8_t* codes, float absmax, std::int64_t n, float* 
   });
 }
 
+// The same for a few more or less, and for numbers that are lifted first.
 template <Sign S, bool keep>
-BNB_LANE void encode_nearest(const float* x, std::int64_t n, Scale scale, std::uint8_t* codes) {
-  std::int64_t begin = 0;
-  if (scale.lift == 1)
-    for (; begin + kChunk <= n; begin += kChunk) encode_chunk<S, keep>(x + begin, scale.reciprocal, codes + begin);
-  for (; begin < n; begin += kChunk) {  // a short one, or lifted
+[[gnu::noinline]] void encode_lifted(const float* x, std::int64_t n, Scale scale, std::uint8_t* codes) {
+  for (std::int64_t begin = 0; begin < n; begin += kChunk) {
     const std::int64_t count = n - begin < kChunk ? n - begin : kChunk;
     float lifted[kChunk]{};
     std::uint8_t lifted_codes[kChunk];
@@ -80,7 +78,10 @@ void encode_run(const float* x, std::int64_t n, float absmax, Rounding rounding,
                 std::int64_t first, std::uint8_t* codes) {
   const Scale scale(absmax);
   if (!rounding.stochastic) {
-    encode_nearest<S, keep>(x, n, scale, codes);
+    std::int64_t begin = 0;
+    if (scale.lift == 1)
+      for (; begin + kChunk <= n; begin += kChunk) encode_chunk<S, keep>(x + begin, scale.reciprocal, codes + begin);
+    if (begin < n) encode_lifted<S, keep>(x + begin, n - begin, scale, codes + begin);
   } else if (n < kLanes) {
     float padded[kLanes]{};
     std::uint8_t padded_codes[kLanes];
