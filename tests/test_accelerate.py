@@ -111,6 +111,15 @@ def test_optimizers_of_other_libraries_pass_through():
     assert type(optimizer.optimizer) is torch.optim.SGD
 
 
+def test_a_model_may_be_prepared_before_its_optimizer():
+    accelerator, plugin = Accelerator(cpu=True), BnbOptimizerPlugin(overrides={"head.bias": {"weight_decay": 0.5}})
+    model = prepare(accelerator, Model(), plugin=plugin)
+    optimizer = prepare(accelerator, BnbDummyOptim(), plugin=plugin)
+    rows = bnb.optim.GlobalOptimManager.get_instance().explain(optimizer.optimizer)
+    assert rows["head.bias"].overrides == {"weight_decay": 0.5} and rows["body.weight"].bits == 32
+    bnb.verify(model, optimizer)
+
+
 def test_several_models_and_optimizers_in_one_call():
     first, second = Model(), nn.Linear(64, 64)
     accelerator, plugin = Accelerator(cpu=True), BnbOptimizerPlugin()
