@@ -9,22 +9,25 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 
 #include "cpu/driver.h"
 
 using namespace bnb;
 
-constexpr int kElements = 1024;  // 22 KiB in all
+constexpr int kElements = 1024;  // 26 KiB in all
 
 struct Data {
   alignas(64) float p[kElements], g[kElements], m[kElements], v[kElements];
   alignas(64) std::uint8_t m_codes[kElements], v_codes[kElements];
   float m_absmax[kElements / kBlock], v_absmax[kElements / kBlock];
+  alignas(64) std::uint16_t p_half[kElements], g_half[kElements];  // small as bfloat16 and as float16
 
   Data() {
     std::srand(0);
     for (int i = 0; i < kElements; ++i) {
       const float x = std::rand() / (0.5f * RAND_MAX) - 1;
+      p_half[i] = g_half[i] = static_cast<std::uint16_t>(0x3800 + (std::rand() & 0x3ff));
       p[i] = x, g[i] = 0.01f * x, m[i] = 0.02f * x, v[i] = 1e-4f * x * x;
     }
     for (int block = 0; block < kElements / kBlock; ++block) encode(block);
@@ -49,9 +52,12 @@ struct Data {
 Data data;
 const float kScalars[] = {1e-9f, 0.1f, 0.999f, 0.001f, 1e-8f, 0.01f, 1.0f, 1.0f};
 
-void step(bool in_8_bits) {
-  Slot slot{data.p, data.g,  DType::kFloat32, DType::kFloat32, kElements, {kElements, kElements, 0},
-            0,      nullptr, nullptr,         nullptr,         0,         {}};
+void step(bool in_8_bits, DType dtype = DType::kFloat32) {
+  Slot slot{};
+  slot.param = data.p, slot.grad = data.g;
+  if (dtype != DType::kFloat32) slot.param = data.p_half, slot.grad = data.g_half;
+  slot.param_dtype = slot.grad_dtype = dtype;
+  slot.numel = kElements, slot.grid = {kElements, kElements, 0};
   if (in_8_bits) {
     slot.states[0] = {nullptr, data.m_codes, data.m_absmax};
     slot.states[1] = {nullptr, data.v_codes, data.v_absmax};
@@ -80,6 +86,8 @@ const Part kParts[] = {
      }},
     {"AdamW step, 32-bit state", [] { step(false); }},
     {"AdamW step, 8-bit state", [] { step(true); }},
+    {"the same, bfloat16", [] { step(true, DType::kBFloat16); }},
+    {"the same, float16", [] { step(true, DType::kFloat16); }},
 };
 
 int main(int count, char** arguments) {

@@ -1,6 +1,7 @@
 """Trains a byte-level GPT with Lightning, with torch's AdamW and with 8-bit AdamW, and shows them beside each other.
 
     python examples/lightning_gpt.py --out results/demo --seeds 1
+    python examples/lightning_gpt.py --devices 2 --strategy ddp --precision bf16-mixed
 
 The one difference between the two runs is ``callbacks=[EightBitOptimizer()]``. Writes demo.json and demo.png.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from byte_gpt import ByteGPT, Windows, standard_library_text
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -79,22 +81,23 @@ class Recorder(pl.Callback):
         self.state_bytes = bnb.report(trainer.optimizers[0]).total.state
 
 
-def train(kind: str, seed: int, steps: int, text: Tensor) -> dict:
-    """One run: the same model, data and order for both kinds."""
+def train(kind: str, seed: int, steps: int, text: Tensor, **trainer_options: object) -> dict:
+    """One run: the same model, data and order for both kinds. With several devices each sees its share of a batch."""
     pl.seed_everything(seed, verbose=False)
-    split, batch = int(0.9 * len(text)), 16
+    devices = trainer_options["devices"]
+    split, batch = int(0.9 * len(text)), 16 // devices
     module, recorder = LitGPT(steps), Recorder()
     length = module.gpt.position.num_embeddings
-    training = DataLoader(Windows(text[:split], length, steps * batch, seed), batch_size=batch)
+    training = DataLoader(Windows(text[:split], length, steps * batch * devices, seed), batch_size=batch)
     validation = DataLoader(Windows(text[split:], length, 16 * batch, seed=0), batch_size=batch)
     trainer = pl.Trainer(
         max_epochs=1,
-        accelerator="cpu",
         callbacks=[recorder, *([EightBitOptimizer()] if kind == "8bit" else [])],
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
+        **trainer_options,
     )
     trainer.fit(module, training, validation)
     return {
@@ -171,22 +174,34 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/demo"), help="folder for demo.json and demo.png")
     parser.add_argument("--seeds", type=int, default=1, help="repeat both runs with this many seeds (default 1)")
     parser.add_argument("--steps", type=int, default=400, help="steps of each run (default 400)")
+    parser.add_argument("--accelerator", default="cpu", help="cpu, gpu or auto (default cpu)")
+    parser.add_argument("--devices", type=int, default=1, help="processes, one for each device (default 1)")
+    parser.add_argument("--strategy", default="auto", help="auto, ddp, fsdp, ... as Lightning names them")
+    parser.add_argument("--precision", default="32-true", help="32-true, bf16-mixed, bf16-true, ...")
     args = parser.parse_args()
+    if "spawn" in args.strategy:
+        parser.error(f"--strategy {args.strategy}: its processes would keep the losses that this one shows; use ddp")
+    if args.devices not in (1, 2, 4, 8, 16):
+        parser.error(f"--devices {args.devices}: expected a divisor of the batch of 16")
     if args.seeds < 1 or args.steps < 20:
         parser.error(f"--seeds {args.seeds} --steps {args.steps}: expected at least 1 seed and 20 steps")
 
     warnings.filterwarnings("ignore", message=".*does not have many workers.*|.*LeafSpec.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    console, text = Console(), standard_library_text()
+    first = rank_zero_only.rank == 0  # for several devices, Lightning starts this file again for each of the others
+    console, text = Console(quiet=not first), standard_library_text()
+    options = {key: getattr(args, key) for key in ("accelerator", "devices", "strategy", "precision")}
     runs = []
     for seed in range(args.seeds):
         for kind, name in NAMES.items():
             console.rule(f"{name}, seed {seed}")
-            runs.append(train(kind, seed, args.steps, text))
+            runs.append(train(kind, seed, args.steps, text, **options))
+    if not first:
+        return
     show(runs, console)
     args.out.mkdir(parents=True, exist_ok=True)
     machine = {"machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__}
-    record = {**machine, "threads": torch.get_num_threads(), "steps": args.steps, "runs": runs}
+    record = {**machine, "threads": torch.get_num_threads(), "steps": args.steps, **options, "runs": runs}
     (args.out / "demo.json").write_text(json.dumps(record) + "\n")
     draw(runs, args.out / "demo.png")
     console.print(f"Picture: {args.out / 'demo.png'}   numbers: {args.out / 'demo.json'}")

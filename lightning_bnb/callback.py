@@ -1,146 +1,191 @@
 """The callback that puts a LightningModule's optimizer state into 8 bits."""
 
 from collections.abc import Callable, Iterable
-from functools import update_wrapper
-from types import MethodType
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
-from lightning_bnb.replace import optimizers_in, replace_optimizers
-from torch_bnb import OverrideError, report
-from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
+from lightning_bnb import build, mixin, rates, resume, strategies, summary
+from lightning_bnb.replace import optimizers_in
+from torch_bnb import OverrideSpec, check_overrides
 
 
 class EightBitOptimizer(pl.Callback):
-    r"""Trains with 8-bit optimizer state, and applies the hints that modules declare.
+    r"""Trains with 8-bit optimizer state, and applies the hints that modules declare and that are given to it.
 
     In ``setup``, while the model is still on the CPU, it registers the model's parameters with the
     :class:`~torch_bnb.optim.GlobalOptimManager`, which applies every ``optim_overrides`` that the module or its
     submodules declare. When Lightning configures the optimizers, it does so again for the parameters that the strategy
     has made of them, and builds the optimizer: from ``optimizer`` if given, else from what the module's
     ``configure_optimizers`` returns, in which torch optimizers are replaced by their 8-bit twins (same groups, same
-    schedules).
+    schedules). A module that has no ``configure_optimizers`` gets one from
+    :class:`~lightning_bnb.EightBitOptimizerMixin`.
 
     Args:
         optimizer: Makes the optimizer from the trainable parameters, for example
             ``functools.partial(torch_bnb.optim.AdamW8bit, lr=1e-3)``. ``None`` asks the module.
+        overrides: What single parameters get instead of their group's options: from a name, a glob
+            (``"*.embed*.weight"``) or an expression (``"re:..."``) to options; in Python a module type may stand for
+            the name. Stronger than what modules declare, weaker than ``GlobalOptimManager.override_config``. They hold
+            until the next fit of the module with an ``EightBitOptimizer``.
         optim_bits: Bits per element of state, 8 or 32, for the optimizers that are replaced.
-        replace_torch_optimizers: Replace ``torch.optim`` ``Adam``, ``AdamW``, ``SGD``, ``RMSprop`` and ``Adagrad``.
-            Others are left as they are, with a warning; those of torch_bnb keep the bits they were built with.
+        replace_torch_optimizers: Replace ``torch.optim`` ``Adam``, ``AdamW``, ``SGD``, ``RMSprop`` and ``Adagrad``,
+            and those of bitsandbytes. Others are left as they are, with a warning; those of torch_bnb keep the bits
+            they were built with.
         embeddings_32bit: ``nn.Embedding`` weights keep 32-bit state unless a hint says otherwise. ``None``: they do,
             unless the module was registered with another word.
+        strict: A pattern of ``overrides`` that fits no parameter is an error; ``False`` makes it a warning.
+        summary: Show at the start of a fit what every parameter gets and why, and how many bytes the state will take;
+            and after it, how many it took.
 
     Raises:
         MisconfigurationException:
-            If a declared hint names a parameter that does not exist or an option that the optimizer does not have, or
-            if an optimizer uses an option that its 8-bit twin lacks.
+            If a hint names a parameter that does not exist or an option that the optimizer does not have, if an
+            optimizer uses an option that its 8-bit twin lacks, or if the strategy cannot honour a hint.
 
     Example::
 
         >>> from lightning.pytorch import Trainer
         >>> from lightning_bnb import EightBitOptimizer
-        >>> trainer = Trainer(callbacks=[EightBitOptimizer()], logger=False, enable_checkpointing=False)
+        >>> callback = EightBitOptimizer(overrides={"head.*": {"lr": 1e-4}, "*.norm*": {"weight_decay": 0.0}})
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
 
     """
 
     def __init__(
         self,
         optimizer: Callable[[Iterable], Optimizer] | None = None,
+        overrides: dict[str, OverrideSpec] | None = None,
         optim_bits: int = 8,
         replace_torch_optimizers: bool = True,
         embeddings_32bit: bool | None = None,
+        strict: bool = True,
+        summary: bool = True,
     ) -> None:
         if optim_bits not in (8, 32):
             raise MisconfigurationException(f"EightBitOptimizer: optim_bits={optim_bits!r}: expected 8 or 32")
+        if optimizer is not None and not callable(optimizer):
+            raise MisconfigurationException(
+                f"EightBitOptimizer: optimizer={optimizer!r}: expected a function of the parameters, "
+                "such as functools.partial(torch_bnb.optim.AdamW8bit, lr=1e-3)"
+            )
+        with build.misconfigurations():
+            self.overrides = None if overrides is None else check_overrides(overrides)
         self.optimizer = optimizer
         self.optim_bits = optim_bits
         self.replace_torch_optimizers = replace_torch_optimizers
         self.embeddings_32bit = embeddings_32bit
+        self.strict = strict
+        self.summary = summary
         self._restore: Callable[[], None] | None = None
+        self._optimizers: list[Optimizer] = []
+        self._choices: resume.Choices = {}
+        self._saved_choices: resume.Choices = {}
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Registers the parameters, before any of them leaves the CPU, and takes over ``configure_optimizers``."""
         if stage != "fit":
             return
         self._restore_module()  # a fit that was killed by an exception in another callback may have left its mark
-        self._register(pl_module)
-        self._wrap_configure_optimizers(pl_module)
+        self._register(trainer, pl_module, final=False)
+
+        def around(module: "pl.LightningModule", original: Callable[[], Any]) -> Any:
+            return self._configure(trainer, module, original)
+
+        self._restore = build.wrap_configure_optimizers(pl_module, around)
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Gives the module its own ``configure_optimizers`` back."""
+        self.state_dict()  # what held in this fit, for a checkpoint that is written after it
         self._restore_module()
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        """The same, where there is no teardown."""
         self._restore_module()
 
-    def _register(self, pl_module: "pl.LightningModule") -> None:
-        try:
-            GlobalOptimManager.get_instance().register_parameters(pl_module, self.embeddings_32bit)
-        except OverrideError as error:
-            raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
+    @override
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Shows the summary."""
+        if self.summary and trainer.is_global_zero:
+            summary.say(summary.planned(self._optimizers))
 
-    def _wrap_configure_optimizers(self, pl_module: "pl.LightningModule") -> None:
-        original = pl_module.configure_optimizers
-        own_attribute = "configure_optimizers" in vars(pl_module)
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Says which options differ from those of the checkpoint that was loaded."""
+        changed = resume.changes(self._saved_choices, resume.choices(self._optimizers))
+        self._saved_choices = {}
+        if changed:
+            more = f"\n  ... and {len(changed) - 20} more" if len(changed) > 20 else ""
+            rank_zero_warn(
+                "EightBitOptimizer: options of single parameters are others than at the time of the checkpoint; those "
+                "of this run hold, and state is converted:\n  " + "\n  ".join(changed[:20]) + more
+            )
 
-        # The name matters: a module that is pickled (ddp_spawn) or copied finds its own method by it.
-        def configure_optimizers(module: "pl.LightningModule") -> Any:
-            self._register(module)
-            try:
+    @override
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Logs rates of single parameters, where a LearningRateMonitor logs rates."""
+        rates.log_own_rates(trainer, "epoch")
+
+    @override
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Logs rates of single parameters, where a LearningRateMonitor logs rates."""
+        rates.log_own_rates(trainer, "step")
+
+    @override
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Says what the state took."""
+        if self.summary and trainer.is_global_zero:
+            summary.say(summary.measured(self._optimizers))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """What holds for each parameter, by name: plain data."""
+        if self._optimizers:
+            self._choices = resume.choices(self._optimizers)
+        return {"choices": self._choices} if self._choices else {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembered until training starts, when hints and state are all there: strategies differ in their order."""
+        self._saved_choices = state_dict["choices"]
+
+    def _register(self, trainer: "pl.Trainer", module: "pl.LightningModule", final: bool) -> None:
+        embeddings = self.embeddings_32bit
+        if embeddings is None and strategies.sees_groups_only(trainer.strategy):
+            embeddings = False  # a default about single parameters, which that strategy could not honour
+        with build.misconfigurations():
+            # Before configure_model has run, a pattern may fit nothing yet.
+            build.register(module, self.overrides, embeddings, strict=self.strict and final)
+
+    def _configure(self, trainer: "pl.Trainer", module: "pl.LightningModule", original: Callable[[], Any]) -> Any:
+        self._register(trainer, module, final=True)
+        with build.misconfigurations():
+            if self.optimizer is not None:
                 trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
-                configured = original() if self.optimizer is None else self.optimizer(trainable)
-                configured = self._in_8_bits(configured)
-                for optimizer in optimizers_in(configured):
-                    _tell(optimizer)
-                return configured
-            except OverrideError as error:
-                raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
-
-        pl_module.configure_optimizers = MethodType(
-            update_wrapper(configure_optimizers, getattr(original, "__func__", original)), pl_module
-        )
-
-        def restore() -> None:
-            if own_attribute:
-                pl_module.configure_optimizers = original
+                configured = self.optimizer(trainable)
+            elif mixin.configures(original):
+                configured = mixin.declared_optimizer(module, self.optim_bits)
             else:
-                vars(pl_module).pop("configure_optimizers", None)
-
-        self._restore = restore
-
-    def _in_8_bits(self, configured: Any) -> Any:
-        if not self.replace_torch_optimizers:
-            return configured
-        try:
-            return replace_optimizers(configured, self.optim_bits)
-        except OverrideError:
-            raise
-        except ValueError as error:
-            raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
+                configured = original()
+            if self.replace_torch_optimizers:
+                configured = build.replaced(configured, self.optim_bits)
+            optimizers = optimizers_in(configured)
+            for optimizer in optimizers:
+                build.warn_of_full_precision(optimizer)  # looks all hints up, so that what is wrong with them comes now
+            strategies.prepare(trainer.strategy, optimizers)
+        self._optimizers = optimizers
+        return configured
 
     def _restore_module(self) -> None:
         if self._restore is not None:
             self._restore()
-            self._restore = None
-
-
-def _tell(optimizer: Optimizer) -> None:
-    """One line on what the optimizer's state will take, and a warning where none of it is in 8 bits."""
-    name = type(optimizer).__name__
-    if not isinstance(optimizer, BlockwiseOptimizer):
-        rank_zero_warn(f"EightBitOptimizer: {name} has no 8-bit twin and stays as it is, its state at full precision")
-        return
-    memory = report(optimizer)
-    planned, full = memory.total.planned / 2**20, memory.total.state_32bit / 2**20
-    if not any(row.bits == 8 for row in memory.rows):
-        rank_zero_warn(f"EightBitOptimizer: all state of {name} stays in 32 bits, {planned:.2f} MiB; set optim_bits=8")
-        return
-    embeddings = memory.embedding_bytes / 2**20
-    note = f"; {embeddings:.2f} MiB of it because embeddings keep 32 bits" if embeddings else ""
-    rank_zero_info(f"EightBitOptimizer: state of {name} takes {planned:.2f} MiB instead of {full:.2f} MiB{note}")
+        self._restore, self._optimizers = None, []

@@ -1,26 +1,38 @@
 """An optimizer for modules that configure none: Lightning checks that before any callback runs."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
 
+import lightning.pytorch as pl
 from torch.optim.optimizer import Optimizer
 
-from lightning_bnb.replace import replace_optimizers
-from torch_bnb import optim
+from lightning_bnb import build
+from torch_bnb import optim, optim_overrides
 from torch_bnb.optim import AdamW, GlobalOptimManager
 
 _CHOOSE_BITS = tuple(getattr(optim, name) for name in optim.rules.__all__)  # the others' names say their bits
+
+ModuleClass = TypeVar("ModuleClass", bound=type[pl.LightningModule])
 
 
 class EightBitOptimizerMixin:
     r"""Gives a LightningModule a ``configure_optimizers`` with 8-bit state. Stands before ``LightningModule``.
 
-    The class attributes say what it builds. An :class:`~lightning_bnb.EightBitOptimizer` with an ``optimizer`` of its
-    own takes precedence; without the callback, the mixin applies the module's declared hints itself.
+    Class attributes say what it builds, arguments of ``__init__`` say it for one instance. An
+    :class:`~lightning_bnb.EightBitOptimizer` with an ``optimizer`` of its own takes precedence, and its other arguments
+    apply; without the callback, the mixin applies the module's declared hints itself.
 
-    Attributes:
-        optimizer_class: The optimizer; a torch one is replaced by its 8-bit twin.
-        optimizer_options: Its arguments beside the parameters; ``optim_bits`` is 8 unless it says otherwise.
+    Args:
+        args: For the next class, as all other arguments.
+        optimizer_class: The optimizer; one of torch or bitsandbytes is replaced by its 8-bit twin.
+        optimizer_options: Its arguments beside the parameters; ``optim_bits`` is 8, or the callback's, unless it says
+            otherwise.
+        overrides: Hints about single parameters, beside those that the class declares; patterns are allowed.
+        kwargs: For the next class.
+
+    Raises:
+        MisconfigurationException:
+            If a hint fits no parameter, or the optimizer cannot honour it.
 
     Example::
 
@@ -31,21 +43,107 @@ class EightBitOptimizerMixin:
         ... class Model(EightBitOptimizerMixin, LightningModule):
         ...     optimizer_options = {"lr": 3e-4}
         ...
-        ...     def __init__(self):
-        ...         super().__init__()
+        ...     def __init__(self, **optimizer):
+        ...         super().__init__(**optimizer)
         ...         self.embed = torch.nn.Embedding(1000, 64)
         >>> type(Model().configure_optimizers()).__name__
         'AdamW'
+        >>> Model(optimizer_class=torch.optim.SGD, optimizer_options={"lr": 0.1}).configure_optimizers().rule
+        'sgd'
 
     """
 
     optimizer_class: ClassVar[type[Optimizer]] = AdamW
     optimizer_options: ClassVar[Mapping[str, Any]] = {}
 
+    def __init__(
+        self,
+        *args: Any,
+        optimizer_class: type[Optimizer] | None = None,
+        optimizer_options: Mapping[str, Any] | None = None,
+        overrides: build.Overrides | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        given = {
+            "optimizer_class": optimizer_class,
+            "optimizer_options": optimizer_options,
+            "optim_overrides": overrides,
+        }
+        vars(self).update({name: value for name, value in given.items() if value is not None})
+
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over the trainable parameters, in one group."""
-        GlobalOptimManager.get_instance().register_parameters(self)
-        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if self.optimizer_class in _CHOOSE_BITS:
-            return self.optimizer_class(trainable, **{"optim_bits": 8, **self.optimizer_options})
-        return replace_optimizers(self.optimizer_class(trainable, **self.optimizer_options), optim_bits=8)
+        with build.misconfigurations():
+            GlobalOptimManager.get_instance().register_parameters(self)
+            return declared_optimizer(self, optim_bits=8)
+
+
+def eight_bit_optimizer(
+    optimizer_class: type[Optimizer] = AdamW, overrides: build.Overrides | None = None, **optimizer_options: Any
+) -> Callable[[ModuleClass], ModuleClass]:
+    r"""Class decorator: the same as :class:`EightBitOptimizerMixin`, without a base class.
+
+    Args:
+        optimizer_class: The optimizer; one of torch or bitsandbytes is replaced by its 8-bit twin.
+        overrides: Hints about single parameters, as ``optim_overrides`` takes them.
+        optimizer_options: Its arguments beside the parameters. An instance that sets ``self.optimizer_options`` in its
+            ``__init__`` has its own.
+
+    Returns:
+        A decorator that returns the same class, with a ``configure_optimizers``.
+
+    Raises:
+        TypeError: The decorated class is no LightningModule, or it has a ``configure_optimizers``: that is what the
+            callback replaces optimizers in.
+
+    Example::
+
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule
+        >>> from lightning_bnb import eight_bit_optimizer
+        >>> @eight_bit_optimizer(lr=3e-4, overrides={"head.bias": {"weight_decay": 0.0}})
+        ... class Model(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.head = torch.nn.Linear(64, 64)
+        >>> Model().configure_optimizers().param_groups[0]["lr"]
+        0.0003
+
+    """
+
+    def decorate(cls: ModuleClass) -> ModuleClass:
+        if not (isinstance(cls, type) and issubclass(cls, pl.LightningModule)):
+            raise TypeError(f"eight_bit_optimizer(...) decorates a LightningModule class, got {cls!r}")
+        if cls.configure_optimizers is not pl.LightningModule.configure_optimizers:
+            raise TypeError(
+                f"eight_bit_optimizer: {cls.__name__} has a configure_optimizers; the EightBitOptimizer callback puts "
+                "what it returns into 8 bits"
+            )
+        cls.optimizer_class, cls.optimizer_options = optimizer_class, optimizer_options
+        cls.configure_optimizers = EightBitOptimizerMixin.configure_optimizers
+        return optim_overrides(overrides)(cls) if overrides else cls
+
+    return decorate
+
+
+def configures(configure_optimizers: Callable[[], Any]) -> bool:
+    """Whether this bound method is the mixin's, also by way of the decorator."""
+    return getattr(configure_optimizers, "__func__", None) is EightBitOptimizerMixin.configure_optimizers
+
+
+def declared_optimizer(module: Any, optim_bits: int) -> Optimizer:
+    """What a module with the mixin or the decorator asks for.
+
+    Args:
+        module: A registered LightningModule.
+        optim_bits: Bits per element of state, where the module says nothing about it.
+    """
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    options = dict(module.optimizer_options)
+    if module.optimizer_class in _CHOOSE_BITS:
+        return module.optimizer_class(trainable, **{"optim_bits": optim_bits, **options})
+    if issubclass(module.optimizer_class, optim.BlockwiseOptimizer):
+        return module.optimizer_class(trainable, **options)
+    bits = options.pop("optim_bits", optim_bits)
+    return build.replaced(module.optimizer_class(trainable, **options), bits)

@@ -1,28 +1,20 @@
-"""torch optimizers exchanged for 8-bit twins in whatever ``configure_optimizers`` returns, schedulers included."""
+"""Optimizers exchanged for their 8-bit twins in whatever ``configure_optimizers`` returns, schedulers included."""
 
 import functools
-import inspect
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from torch_bnb import optim
-
-TWINS: dict[type[Optimizer], type[Optimizer]] = {
-    torch.optim.Adam: optim.Adam,
-    torch.optim.AdamW: optim.AdamW,
-    torch.optim.SGD: optim.SGD,
-    torch.optim.RMSprop: optim.RMSprop,
-    torch.optim.Adagrad: optim.Adagrad,
-}
+from lightning_bnb.twins import make_twin
 
 
 def replace_optimizers(configured: Any, optim_bits: int) -> Any:
-    """The same nest of lists, tuples and dicts with every torch optimizer replaced and every scheduler bound to the
-    twin.
+    """The same nest of lists, tuples and dicts with every optimizer that has a twin replaced by it.
+
+    Schedulers are bound to the twins, however deep they are nested in one another.
 
     Args:
         configured: What ``configure_optimizers`` returned, in any of its forms.
@@ -35,20 +27,22 @@ def replace_optimizers(configured: Any, optim_bits: int) -> Any:
 
     def walk(item: Any) -> Any:
         if isinstance(item, Optimizer):
-            if type(item) in TWINS and item not in twins:
-                twins[item] = make_twin(item, optim_bits)
-            return twins.get(item, item)
+            if item not in twins:
+                twins[item] = make_twin(item, optim_bits) or item
+            return twins[item]
         if isinstance(item, dict):
             return {key: walk(value) for key, value in item.items()}
         if isinstance(item, (list, tuple)):
-            return type(item)(map(walk, item))
+            walked = map(walk, item)
+            return type(item)(*walked) if hasattr(item, "_fields") else type(item)(walked)
         return item
 
     replaced = walk(configured)
-    for scheduler in _schedulers(replaced):
-        if scheduler.optimizer in twins:
-            scheduler.optimizer = twins[scheduler.optimizer]
-            _track_steps(scheduler.optimizer)
+    for scheduler in _schedulers(replaced, set()):
+        twin = twins.get(scheduler.optimizer)
+        if twin not in (None, scheduler.optimizer):
+            scheduler.optimizer = twin
+            _track_steps(twin)
     return replaced
 
 
@@ -62,35 +56,23 @@ def optimizers_in(configured: Any) -> list[Optimizer]:
     return [found for item in nested for found in optimizers_in(item)]
 
 
-def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer:
-    """Our optimizer over the very same group dicts, so that whoever holds them sees one set of rates."""
-    twin = TWINS[type(optimizer)]
-    takes = inspect.signature(twin).parameters
-    for group in optimizer.param_groups:
-        for key, value in group.items():
-            lacking = key in optimizer.defaults and key not in takes and key != "decoupled_weight_decay"
-            if lacking and value:
-                raise ValueError(f"{type(optimizer).__name__}({key}={value!r}) has no 8-bit twin in torch_bnb")
-        group.setdefault("base_lr", _base_lr(group, optimizer))
-    defaults = {key: value for key, value in optimizer.defaults.items() if key in takes}
-    new = twin(optimizer.param_groups, **{**defaults, "optim_bits": optim_bits})
-    if optimizer.state:
-        new.load_state_dict(optimizer.state_dict())
-    return new
-
-
-def _base_lr(group: dict[str, Any], optimizer: Optimizer) -> float:
-    """The rate that a group was built with, which a scheduler may have moved since."""
-    one_cycle = "max_lr" in group  # its initial_lr is a fraction of max_lr
-    return float(optimizer.defaults["lr"] if one_cycle else group.get("initial_lr", group["lr"]))
-
-
-def _schedulers(item: Any) -> list[Any]:
-    if isinstance(item, LRScheduler):
-        return [item, *_schedulers(getattr(item, "_schedulers", []))]
-    if isinstance(item, dict):
-        item = list(item.values())
-    return [found for inner in item for found in _schedulers(inner)] if isinstance(item, (list, tuple)) else []
+def _schedulers(item: Any, seen: set[int]) -> Iterator[Any]:
+    """Every scheduler in a nest: torch's, and any other object that holds an optimizer as ``optimizer``."""
+    if id(item) in seen:
+        return
+    seen.add(id(item))
+    if isinstance(item, (list, tuple)):
+        inner = list(item)
+    elif isinstance(item, dict):
+        inner = list(item.values())
+    elif not isinstance(item, Optimizer) and isinstance(getattr(item, "optimizer", None), Optimizer):
+        yield item
+        # Where a scheduler keeps others is its own affair: `_schedulers`, `after_scheduler`, ...
+        inner = [held for held in vars(item).values() if isinstance(held, (LRScheduler, list, tuple, dict))]
+    else:
+        return
+    for held in inner:
+        yield from _schedulers(held, seen)
 
 
 def _track_steps(optimizer: Optimizer) -> None:

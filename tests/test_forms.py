@@ -1,6 +1,7 @@
 """How a state is kept: blocks by rows, and the float32 form from which encoding gives the same codes again."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -124,6 +125,13 @@ def test_rows_travel_to_other_libraries_and_are_described():
             decoded = storage.decode(state["exp_avg_codes"], state["exp_avg_absmax"], True)
             assert torch.equal(theirs.state[p]["exp_avg"], decoded)
     assert "exp_avg" in str(bnb.checkpoint.describe(optimizer.state_dict()))
+
+
+def test_a_copy_keeps_the_checkpoint_format():
+    _, optimizer = trained(1)
+    optimizer.checkpoint_format = "portable"
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert other.checkpoint_format == "portable"
 
 
 def test_an_unknown_checkpoint_format_is_an_error():

@@ -51,7 +51,11 @@ FORBIDDEN = {
     "torch_bnb/checkpoint/formats": r"torch_bnb\.checkpoint\.(?!checks|portable|losses|formats)",
     "torch_bnb/checkpoint/files.py": r"torch_bnb\.(?!checkpoint)",
     "torch_bnb": r"lightning|pytorch_lightning|accelerate|bitsandbytes|torchao\b",
+    "torch_bnb/monitor.py": r"torch_bnb\.(checkpoint|overrides|cli)",
     "benchmarks": r"torch_bnb\.",
+    "lightning_bnb/twins.py": r"lightning(?!_bnb)|lightning_bnb",
+    "lightning_bnb/replace.py": r"lightning(?!_bnb)|lightning_bnb\.(?!twins)",
+    "lightning_bnb/build.py": r"lightning_bnb\.(callback|mixin)|lightning\.pytorch\.strategies",
     "accelerate_bnb": r"lightning|torch_bnb\.(ops|codec|checkpoint|memory|overrides|_C)\b|torch_bnb\.optim\.\w+\.",
     "lightning_bnb": r"accelerate|torch_bnb\.(ops|codec|checkpoint|memory|overrides|_C)\b|torch_bnb\.optim\.\w+\.",
 }

@@ -9,52 +9,13 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lit import Bare, Model, bits, data, fit
 from torch import nn
-from torch.utils.data import DataLoader
 
 import torch_bnb as bnb
 from lightning_bnb import EightBitOptimizer, EightBitOptimizerMixin, optim_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
-
-
-class Bare(pl.LightningModule):
-    """Everything but `configure_optimizers`."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.head = nn.Embedding(100, 64), nn.Linear(64, 100)
-
-    def training_step(self, batch, _):
-        return nn.functional.cross_entropy(self.head(self.embed(batch)), batch)
-
-    def validation_step(self, batch, _):
-        self.log("val", self.training_step(batch, _))
-
-
-class Model(Bare):
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.05)
-
-
-def data(n=32):
-    return DataLoader(torch.arange(n) % 100, batch_size=8)
-
-
-def fit(module, *callbacks, epochs=1, **options):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=list(callbacks), **{**quiet, **options})
-    trainer.fit(module, data())
-    return trainer
-
-
-def bits(trainer, parameter, index=0):
-    return 8 if "exp_avg_codes" in trainer.optimizers[index].state[parameter] else 32
 
 
 def test_a_torch_optimizer_becomes_its_8_bit_twin():
@@ -149,6 +110,19 @@ def test_the_mixin_gives_a_module_its_optimizer():
         assert bits(trainer, module.embed.weight) == 32 and bits(trainer, module.head.weight) == 8
 
 
+class Warmup(torch.optim.lr_scheduler.LambdaLR):
+    """As many write it: a scheduler of one's own that hands over to another."""
+
+    def __init__(self, optimizer, then):
+        self.then = then
+        super().__init__(optimizer, lambda step: min(1, (step + 1) / 3))
+
+    def step(self, *_):
+        super().step()
+        if self.last_epoch > 2:
+            self.then.step()
+
+
 SCHEDULES = {
     "StepLR": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, gamma=0.5),
     "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: (step + 1) / 10),
@@ -158,6 +132,22 @@ SCHEDULES = {
         [torch.optim.lr_scheduler.LinearLR(o, total_iters=2), torch.optim.lr_scheduler.CosineAnnealingLR(o, 5)],
         milestones=[2],
     ),
+    "ChainedScheduler": lambda o: torch.optim.lr_scheduler.ChainedScheduler(
+        [torch.optim.lr_scheduler.ConstantLR(o, 0.5, 2), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    "nested": lambda o: torch.optim.lr_scheduler.ChainedScheduler(
+        [
+            torch.optim.lr_scheduler.SequentialLR(
+                o,
+                [torch.optim.lr_scheduler.ConstantLR(o, 0.5, 1), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)],
+                milestones=[1],
+            ),
+            torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+        ]
+    ),
+    "a scheduler that holds another": lambda o: Warmup(o, torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5)),
+    "CyclicLR": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 1e-4, 1e-3, step_size_up=2, cycle_momentum=False),
+    "CosineAnnealingWarmRestarts": lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
 }
 
 
@@ -193,11 +183,32 @@ def test_an_own_rate_follows_a_schedule_that_began_before_the_optimizer_was_repl
     assert group["lr"] == pytest.approx(1e-4) and group["base_lr"] == 1e-3
 
 
+def scheduled(form):
+    """A form that has a scheduler."""
+
+    def make(optimizer):
+        return form(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
+
+    return make
+
+
 FORMS = {
     "optimizer": lambda o: o,
     "list": lambda o: [o],
+    "tuple": lambda o: (o,),
     "dict": lambda o: {"optimizer": o},
     "two lists": lambda o: ([o], []),
+    "lists of both": scheduled(lambda o, s: ([o], [s])),
+    "list and one scheduler": scheduled(lambda o, s: ([o], s)),
+    "lists with a config": scheduled(lambda o, s: ([o], [{"scheduler": s, "interval": "epoch"}])),
+    "dict with a scheduler": scheduled(lambda o, s: {"optimizer": o, "lr_scheduler": s}),
+    "dict with a config": scheduled(lambda o, s: {"optimizer": o, "lr_scheduler": {"scheduler": s}}),
+    "dict with a monitor": lambda o: {
+        "optimizer": o,
+        "lr_scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(o),
+        "monitor": "loss",
+    },
+    "tuple of dicts with a scheduler": scheduled(lambda o, s: ({"optimizer": o, "lr_scheduler": s},)),
 }
 
 
@@ -207,7 +218,22 @@ def test_every_form_that_configure_optimizers_returns(form):
         def configure_optimizers(self):
             return FORMS[form](super().configure_optimizers())
 
-    assert type(fit(Formed(), EightBitOptimizer()).optimizers[0]) is bnb.optim.AdamW
+    trainer = fit(Formed(), EightBitOptimizer())
+    assert type(trainer.optimizers[0]) is bnb.optim.AdamW
+    assert all(config.scheduler.optimizer is trainer.optimizers[0] for config in trainer.lr_scheduler_configs)
+    assert len(trainer.lr_scheduler_configs) == ("both" in form or "scheduler" in form or "with a" in form)
+
+
+def test_a_module_without_an_optimizer_trains_nothing():
+    class No(Bare):
+        def configure_optimizers(self):
+            return None
+
+    module = No()
+    before = module.head.weight.detach().clone()
+    with pytest.warns(UserWarning, match="this fit will run with no optimizer"):
+        fit(module, EightBitOptimizer())
+    assert torch.equal(module.head.weight, before)
 
 
 def test_two_optimizers_with_manual_optimization():
@@ -233,44 +259,6 @@ def test_two_optimizers_with_manual_optimization():
     trainer = pl.Trainer(max_steps=4, accelerator="cpu", callbacks=[EightBitOptimizer()], **quiet)
     trainer.fit(Two())
     assert [type(o) for o in trainer.optimizers] == [bnb.optim.SGD, bnb.optim.Adam]
-
-
-def test_resume_is_bit_exact(tmp_path):
-    @optim_overrides({"embed.weight": {"optim_bits": 32}})
-    class Hinted(Model):
-        pass
-
-    def module():
-        torch.manual_seed(1)
-        return Hinted()
-
-    whole = module()
-    fit(whole, EightBitOptimizer(), epochs=3)
-    options = {"enable_checkpointing": True, "default_root_dir": tmp_path}
-    trainer = fit(module(), EightBitOptimizer(), epochs=2, **options)
-    path = trainer.checkpoint_callback.best_model_path
-    resumed = module()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    again = pl.Trainer(max_epochs=3, accelerator="cpu", callbacks=[EightBitOptimizer()], **quiet, **options)
-    again.fit(resumed, data(), ckpt_path=path)
-    for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(p, q)
-    assert bits(again, resumed.head.weight) == 8 and bits(again, resumed.embed.weight) == 32
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_precisions_train(precision):
-    module = Model()
-    before = module.head.weight.detach().clone()
-    trainer = fit(module, EightBitOptimizer(), precision=precision)
-    assert not torch.equal(module.head.weight.to(before.dtype), before)
-    assert bits(trainer, module.head.weight) == (32 if precision == "64-true" else 8)
-
-
-def test_gradient_clipping_and_accumulation():
-    module = Model()
-    trainer = fit(module, EightBitOptimizer(), gradient_clip_val=0.5, accumulate_grad_batches=2)
-    assert trainer.optimizers[0].state[module.head.weight]["step"] == 2
 
 
 def test_the_module_is_as_before_after_the_fit_and_can_be_fitted_again():
@@ -356,15 +344,6 @@ def test_state_that_stays_in_32_bits_is_a_warning():
 
     with pytest.warns(UserWarning, match="all state of AdamW stays in 32 bits, 0.10 MiB; set optim_bits=8"):
         fit(Forgot(), EightBitOptimizer())
-
-
-def test_the_callback_says_what_the_state_takes(caplog):
-    with caplog.at_level("INFO"):
-        fit(Model(), EightBitOptimizer())
-    (line,) = [r.getMessage() for r in caplog.records if "EightBitOptimizer" in r.getMessage()]
-    assert line.startswith(
-        "EightBitOptimizer: state of AdamW takes 0.06 MiB instead of 0.10 MiB; 0.04 MiB of it because"
-    )
 
 
 @pytest.mark.parametrize(

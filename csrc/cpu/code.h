@@ -116,17 +116,15 @@ BNB_LANE void decode_chunk(const std::uint8_t* codes, float absmax, float* x) {
 // [note: encoding]
 // Within a decade the number of the nearest magnitude is a line in a, rounded; in the lowest decade the line goes
 // through the thresholds, that of zero included. The exponent of a tells the decade or the one below; one comparison
-// with the threshold between them decides. With kHalfUp added (and, where there is a sign, the zero's code) the line is
-// a float from 256 to 512, whose lowest 15 bits are a fraction and the next 8 the code. It is off by less than the last
-// bit (static_assert below), so where the fraction is all zeros or all ones the code may be off by one: codec.h settles
-// those, one in sixteen thousand.
-constexpr int kFractionBits = 15;
-constexpr float kHalfUp = 256.5f;
+// with the threshold between them decides. The line ends in a float from 128 to 512 that has the magnitude's place (its
+// number, counted as in decoding) in bits 16 to 23 and a fraction in the bits below: up to 128, which no decade
+// crosses, as 128 + place, above as 2 * place. It is off by less than a bit or two of the fraction (static_assert
+// below), so where the fraction is 0 or 1, as kSlack has it, the code may be off by one: codec.h settles those, one in
+// thirty thousand.
 constexpr float kLeast = 0x1p-21f;  // below the first threshold between decades
-
-// As bits of floats: kLeast and -127.
 constexpr std::int32_t kLeastBits = (127 - 21) << 23;
-constexpr std::uint32_t kMinus127 = 0xc2fe0000;
+constexpr float kSlack = 0x1p-16f;
+constexpr std::uint16_t kDoubtful = 2;  // fractions below
 
 // The slot of a number's decade or of the one below, for numbers from kLeast to 1, is a line once more: in the upper
 // half of the number's bits, exponent and the first of the fraction.
@@ -135,25 +133,30 @@ constexpr int slot_of(int upper) { return upper * kSlotFactor >> kSlotShift; }
 
 template <Sign S>
 struct Lines {
+  using M = Magnitudes<S>;
   Table threshold, slope, offset, most;
 
-  static constexpr float kBase = S == Sign::kUnsigned ? kHalfUp : 0.0f;  // added already
   static constexpr int slot(int e) { return slot_of((127 - 21) << 7) + e; }
+  static constexpr int count(int e) { return M::kFirst << e; }  // of magnitudes, and the decade's first place
+  static constexpr int scale(int e) { return count(e) < 128 ? 1 : 2; }
+  static constexpr double line(int e, double place) { return count(e) < 128 ? 128 + place : 2 * place; }
+
+  // Places at a = 0 and per unit of a.
+  constexpr void set(int e, double at_zero, double per_unit, int last) {
+    slope.set(slot(e), static_cast<float>(scale(e) * per_unit));
+    offset.set(slot(e), static_cast<float>(line(e, at_zero + 0.5)) + kSlack);
+    most.set(slot(e), static_cast<float>(line(e, last + 0.5)));
+  }
 
   constexpr Lines() {
-    using M = Magnitudes<S>;
     for (int e = 0; e < kDecades; ++e) {
-      const int n = M::kFirst << e;
-      slope.set(slot(e), static_cast<float>(n / (0.9 * kPow10[e])));
-      offset.set(slot(e), static_cast<float>(n * 8.0 / 9.0 - M::kShift - 0.5 + kBase));
-      most.set(slot(e), 2 * n - 1 - M::kShift + kBase);
+      const int n = count(e);
+      set(e, n * 8.0 / 9.0 - 0.5, n / (0.9 * kPow10[e]), 2 * n - 1);
       threshold.set(slot(e), kThresholds<S>[2 * n - M::kShift]);
     }
-    offset.set(slot(kDecades), M::kTop + kBase);
-    most.set(slot(kDecades), M::kTop + kBase);
+    set(kDecades, count(kDecades), 0, count(kDecades));
     const double zero = kThresholds<S>[1], next = S == Sign::kSigned ? 3 * zero : kThresholds<S>[2];
-    slope.set(slot(0), static_cast<float>(1 / (next - zero)));
-    offset.set(slot(0), static_cast<float>(0.5 - zero / (next - zero) + kBase));
+    set(0, M::kShift + 0.5 - zero / (next - zero), 1 / (next - zero), 2 * count(0) - 1);
   }
 };
 
@@ -179,17 +182,17 @@ constexpr bool decades_are_found() {
 }
 static_assert(decades_are_found<Sign::kSigned>() && decades_are_found<Sign::kUnsigned>());
 
-// Whether every line passes each threshold near enough: with its rounding (a quarter of the last bit where the sign is
-// yet to come, then half of it) less than the last bit off.
+// Whether every line passes each threshold so near that, rounded, its fraction there is 0 or 1.
 template <Sign S>
 constexpr bool lines_are_true() {
-  constexpr double kBit = 1.0 / (1 << kFractionBits), kMost = S == Sign::kUnsigned ? kBit / 2 : kBit / 4;
+  using L = Lines<S>;
   for (int e = 0; e < kDecades; ++e) {
-    const int n = Magnitudes<S>::kFirst << e, slot = Lines<S>::slot(e);
-    for (int m = e == 0 ? 1 : n - Magnitudes<S>::kShift + 1; m < 2 * n - Magnitudes<S>::kShift; ++m) {
-      const double line = static_cast<double>(kThresholds<S>[m]) * kByDecade<S>.slope.at(slot) +
-                          static_cast<double>(kByDecade<S>.offset.at(slot) - Lines<S>::kBase) - (m - 0.5);
-      if (line > kMost || line < -kMost) return false;
+    const int n = L::count(e), slot = L::slot(e);
+    const double bit = L::scale(e) * 0x1p-16;
+    for (int place = e == 0 ? L::M::kShift + 1 : n + 1; place < 2 * n; ++place) {
+      const double line = static_cast<double>(kThresholds<S>[place - L::M::kShift]) * kByDecade<S>.slope.at(slot) +
+                          static_cast<double>(kByDecade<S>.offset.at(slot)) - L::line(e, place);
+      if (line < -bit / 2 || line >= 1.5 * bit) return false;
     }
   }
   return true;
@@ -197,53 +200,63 @@ constexpr bool lines_are_true() {
 static_assert(lines_are_true<Sign::kSigned>() && lines_are_true<Sign::kUnsigned>());
 static_assert(kThresholds<Sign::kUnsigned>[1] < kLeast && kLeast < kThresholds<Sign::kUnsigned>[2]);
 
-// The bits of the line of a number from 0 to 1, from that number's bits: as integers, floats of one sign compare alike,
-// and faster. `in_decades`: the same, at least kLeast.
-template <Sign S>
-BNB_LANE Ints line_at(Ints a, Ints in_decades) {
-  Ints slot = upper_times(in_decades, kSlotFactor) >> kSlotShift;
-  slot = a > as_ints(kByDecade<S>.threshold[slot]) ? slot + 1 : slot;
-  const Ints line = as_ints(fused(as_floats(a), kByDecade<S>.slope[slot], kByDecade<S>.offset[slot]));
-  const Ints most = as_ints(kByDecade<S>.most[slot]);
-  return line < most ? line : most;
+// The bits of the lines of numbers from 0 to 1, from those numbers' bits: as integers, floats of one sign compare
+// alike, and faster. Every step for all vectors before the next, so that they wait side by side.
+template <Sign S, bool keep, int count>
+BNB_LANE void lines_at(const Ints (&a)[count], Ints (&line)[count]) {
+  Ints slot[count];
+  for (int v = 0; v < count; ++v) slot[v] = upper_times(at_least(kLeastBits, a[v]), kSlotFactor);
+  for (int v = 0; v < count; ++v) slot[v] = slot[v] >> kSlotShift;
+  for (int v = 0; v < count; ++v) line[v] = as_ints(kByDecade<S>.threshold[slot[v]]);
+  for (int v = 0; v < count; ++v) slot[v] = a[v] > line[v] ? slot[v] + 1 : slot[v];
+  for (int v = 0; v < count; ++v) {
+    const Floats offset = kByDecade<S>.offset[slot[v]], slope = kByDecade<S>.slope[slot[v]];
+    // Kept from zero: what is above it counts as kLeast at least, which has code 1.
+    const Floats number = as_floats(keep ? at_least(kLeastBits, a[v]) : a[v]);
+    line[v] = as_ints(keep ? (a[v] > 0 ? fused(number, slope, offset) : offset) : fused(number, slope, offset));
+  }
+  for (int v = 0; v < count; ++v) {
+    const Ints most = as_ints(kByDecade<S>.most[slot[v]]);
+    line[v] = line[v] < most ? line[v] : most;
+  }
 }
 
-// The codes of kLanes numbers, in the low bytes. `doubt`: 0 in a lane whose code may be off by one, else less than
-// before or more. `keep`: a number above 0 gets another code than zero.
+// The codes of numbers. `doubt` is lessened to below kDoubtful where a code may be off by one. `keep`: a number above 0
+// gets another code than zero.
 template <Sign S, bool keep>
-BNB_LANE Ints encode(Floats x, Ints& doubt) {
-  Ints line;  // with kHalfUp
-  if (S == Sign::kSigned) {
-    const Ints a = as_ints(magnitude(x)), line_of_a = line_at<S>(a, at_least(kLeastBits, a));
-    const Ints at_least_minus_127 = at_most(kMinus127, signed_as(as_ints(x), line_of_a));  // there is no -1
-    line = as_ints(as_floats(at_least_minus_127) + (kHalfUp + kZeroCode<S>));
-  } else {
-    const Ints a = at_least(keep ? kLeastBits : 0, as_ints(x));  // kLeast has code 1
-    line = line_at<S>(a, keep ? a : at_least(kLeastBits, a));
-  }
-  const Ints fraction = (line + 1) & ((1 << kFractionBits) - 2);
-  doubt = fraction < doubt ? fraction : doubt;
-  const Ints code = line >> kFractionBits;
-  return keep ? (as_ints(x) > 0 ? code : Ints{}) : code;
+BNB_LANE Codes encode(const Floats (&x)[kSide], Halves& doubt) {
+  Ints a[kSide], bits[kSide], line[kSide];
+  for (int v = 0; v < kSide; ++v) bits[v] = as_ints(x[v]);
+  for (int v = 0; v < kSide; ++v)
+    a[v] = S == Sign::kSigned ? bits[v] & 0x7fffffff : keep ? bits[v] : at_least(0, bits[v]);
+  lines_at<S, keep>(a, line);
+  for (int v = 0; v < kSide; ++v) doubt = least(doubt, reinterpret_cast<Halves>(line[v]));
+  const Codes place = bytes_of<2>(line);
+  if (S == Sign::kUnsigned) return place - 1;
+  const auto negative = reinterpret_cast<SignedCodes>(bytes_of<3>(bits)) < 0;
+  return negative ? 127 - (place < 127 ? place : Codes{} + 127) : 127 + place;
 }
 
 // The same by codec.h, an element at a time.
 template <Sign S, bool keep>
-[[gnu::noinline, gnu::cold]] void encode_by_element(const float* x, std::int64_t n, Scale scale, std::uint8_t* codes) {
+[[gnu::noinline, gnu::cold]] void encode_by_element(const float* x, std::int64_t n, float reciprocal,
+                                                    std::uint8_t* codes) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const float element = x[i] * scale.lift * scale.reciprocal;
+    const float element = x[i] * reciprocal;
     codes[i] = encode<S>(element);
     if (keep && element > 0 && codes[i] == kZeroCode<S>) codes[i] = 1;
   }
 }
 
-// The codes of kLanes numbers, rounded as encode_stochastic of codec.h does.
+// The codes of kLanes numbers, in the low bytes, rounded as encode_stochastic of codec.h does.
 template <Sign S, bool keep>
 BNB_LANE Ints encode_stochastic(Floats x, Floats uniform) {
   const Floats a = magnitude(x);
-  const Floats line = as_floats(line_at<S>(as_ints(a), at_least(kLeastBits, as_ints(a))));
-  const Ints nearest = __builtin_convertvector(line + (0.5f - Lines<S>::kBase), Ints);  // or its neighbour
-  const Ints below = nearest + (a < magnitude_value<S>(nearest));                       // true is -1
+  const Ints bits[]{as_ints(a)};
+  Ints line[1];
+  lines_at<S, false>(bits, line);
+  const Ints nearest = (line[0] >> 16) - 0x4300 - Magnitudes<S>::kShift;  // or its neighbour
+  const Ints below = nearest + (a < magnitude_value<S>(nearest));         // true is -1
   const Ints low = below < Magnitudes<S>::kTop - 1 ? below : Ints{} + (Magnitudes<S>::kTop - 1);
   const Floats value = magnitude_value<S>(low), gap = magnitude_value<S>(low + 1) - value;
   const Ints m = low - (uniform * gap < a - value);

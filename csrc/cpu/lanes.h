@@ -24,6 +24,12 @@ typedef float Floats __attribute__((vector_size(4 * BNB_LANES)));
 typedef std::int32_t Ints __attribute__((vector_size(4 * BNB_LANES)));
 typedef std::uint32_t Words __attribute__((vector_size(4 * BNB_LANES)));
 typedef std::uint8_t Bytes __attribute__((vector_size(BNB_LANES)));
+typedef std::uint16_t Halves __attribute__((vector_size(4 * BNB_LANES)));
+
+// Vectors that are worked on side by side: their bytes, one of each lane, fill a vector.
+constexpr int kSide = 4;
+typedef std::uint8_t Codes __attribute__((vector_size(4 * BNB_LANES)));
+typedef std::int8_t SignedCodes __attribute__((vector_size(4 * BNB_LANES)));
 
 template <class V, class T>
 BNB_LANE V load(const T* from) {
@@ -83,27 +89,7 @@ BNB_LANE Ints at_least(std::int32_t bound, Ints x) {
 #endif
 }
 
-// As numbers without a sign: what has the sign bit is above all that has not.
-BNB_LANE Ints at_most(std::uint32_t bound, Ints x) {
-#if defined(__x86_64__) && BNB_LANES == 16
-  return reinterpret_cast<Ints>(_mm512_min_epu32(reinterpret_cast<__m512i>(x), _mm512_set1_epi32(bound)));
-#elif defined(__x86_64__) && BNB_LANES == 8
-  return reinterpret_cast<Ints>(_mm256_min_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi32(bound)));
-#else
-  const Words w = reinterpret_cast<Words>(x);
-  return reinterpret_cast<Ints>(w < bound ? w : Words{} + bound);
-#endif
-}
-
-// x with its sign bit changed where that of `sign` is set.
-BNB_LANE Ints signed_as(Ints sign, Ints x) {
-#if defined(__x86_64__) && BNB_LANES == 16  // in one instruction
-  return reinterpret_cast<Ints>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(sign),
-                                                          _mm512_set1_epi32(-0x7fffffff - 1), 0x78));
-#else
-  return x ^ (sign & (-0x7fffffff - 1));
-#endif
-}
+BNB_LANE Halves least(Halves a, Halves b) { return a < b ? a : b; }
 
 // The upper half of every lane, which is not negative, times `factor`.
 BNB_LANE Ints upper_times(Ints x, std::int16_t factor) {
@@ -161,17 +147,17 @@ BNB_LANE std::int32_t largest(Ints x) {
 #endif
 }
 
-// Whether any lane is zero.
-BNB_LANE bool any_zero(Ints x) {
+BNB_LANE bool any_below(std::uint16_t bound, Halves x) {
 #if defined(__x86_64__) && BNB_LANES == 16
-  return _mm512_testn_epi32_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(x)) != 0;
+  return _mm512_cmplt_epu16_mask(reinterpret_cast<__m512i>(x), _mm512_set1_epi16(bound)) != 0;
 #elif defined(__x86_64__) && BNB_LANES == 8
-  return _mm256_movemask_epi8(_mm256_cmpeq_epi32(reinterpret_cast<__m256i>(x), _mm256_setzero_si256())) != 0;
+  const __m256i halves = reinterpret_cast<__m256i>(x);
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi16(_mm256_min_epu16(halves, _mm256_set1_epi16(bound - 1)), halves)) != 0;
 #elif defined(__aarch64__)
-  return vminvq_u32(reinterpret_cast<uint32x4_t>(x)) == 0;
+  return vminvq_u16(reinterpret_cast<uint16x8_t>(x)) < bound;
 #else
   bool any = false;
-  for (int i = 0; i < kLanes; ++i) any |= x[i] == 0;
+  for (int i = 0; i < 2 * kLanes; ++i) any |= x[i] < bound;
   return any;
 #endif
 }
@@ -190,19 +176,36 @@ BNB_LANE void store_bytes(Ints x, std::uint8_t* to) {
 #endif
 }
 
-// The lowest bytes of several vectors.
-template <int count>
-BNB_LANE void store_bytes(const Ints (&x)[count], std::uint8_t* to) {
+// Byte `byte`, counted from the lowest, of every lane.
+template <int byte>
+BNB_LANE Codes bytes_of(const Ints (&x)[kSide]) {
 #if defined(__x86_64__) && BNB_LANES == 16
-  static_assert(count == 4);
-  const __m512i pick = _mm512_set_epi64(0x7c7874706c686460, 0x5c5854504c484440, 0x3c3834302c282420, 0x1c1814100c080400,
-                                        0x7c7874706c686460, 0x5c5854504c484440, 0x3c3834302c282420, 0x1c1814100c080400);
+  const __m512i pick =
+      _mm512_add_epi8(_mm512_set_epi64(0x7c7874706c686460, 0x5c5854504c484440, 0x3c3834302c282420, 0x1c1814100c080400,
+                                       0x7c7874706c686460, 0x5c5854504c484440, 0x3c3834302c282420, 0x1c1814100c080400),
+                      _mm512_set1_epi8(byte));
   const __m512i first =
       _mm512_permutex2var_epi8(reinterpret_cast<__m512i>(x[0]), pick, reinterpret_cast<__m512i>(x[1]));
   const __m512i last = _mm512_permutex2var_epi8(reinterpret_cast<__m512i>(x[2]), pick, reinterpret_cast<__m512i>(x[3]));
-  _mm512_storeu_si512(to, _mm512_mask_blend_epi64(0xf0, first, last));
+  return reinterpret_cast<Codes>(_mm512_mask_blend_epi64(0xf0, first, last));
+#elif defined(__x86_64__) && BNB_LANES == 8
+  const __m256i pick = _mm256_set1_epi32(0x0c080400 + 0x01010101 * byte);  // of every four, in each half
+  __m256i four[kSide];
+  for (int v = 0; v < kSide; ++v) four[v] = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(x[v]), pick);
+  const __m256i first = _mm256_blend_epi32(four[0], four[1], 0xaa), last = _mm256_blend_epi32(four[2], four[3], 0xaa);
+  const __m256i all = _mm256_blend_epi32(first, last, 0xcc);
+  return reinterpret_cast<Codes>(_mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+#elif defined(__aarch64__)
+  const uint8x16_t pick =
+      vaddq_u8(reinterpret_cast<uint8x16_t>(Words{0x0c080400, 0x1c181410, 0x2c282420, 0x3c383430}), vdupq_n_u8(byte));
+  const uint8x16x4_t bytes{reinterpret_cast<uint8x16_t>(x[0]), reinterpret_cast<uint8x16_t>(x[1]),
+                           reinterpret_cast<uint8x16_t>(x[2]), reinterpret_cast<uint8x16_t>(x[3])};
+  return reinterpret_cast<Codes>(vqtbl4q_u8(bytes, pick));
 #else
-  for (int v = 0; v < count; ++v) store_bytes(x[v], to + v * kLanes);
+  Codes bytes;
+  for (int v = 0; v < kSide; ++v)
+    store(__builtin_convertvector(x[v] >> 8 * byte, Bytes), reinterpret_cast<std::uint8_t*>(&bytes) + v * kLanes);
+  return bytes;
 #endif
 }
 

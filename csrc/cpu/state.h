@@ -31,24 +31,16 @@ BNB_LANE void for_each_vector(std::int64_t n, const F& f) {
   if (i < n) f(n < kLanes ? 0 : n - kLanes);
 }
 
-// To the nearest codes, for n from kLanes to kChunk and a scale that does not lift.
+// kChunk numbers, times `reciprocal`, to the nearest codes.
 template <Sign S, bool keep>
-BNB_LANE void encode_chunk(const float* x, std::int64_t n, Scale scale, std::uint8_t* codes) {
-  Ints doubt = Ints{} + 1;
-  if (n == kChunk) {
-    // All loads, all arithmetic, all stores: so the vectors, each a long chain, go side by side.
-    constexpr int kVectors = kChunk / kLanes;
-    Floats scaled[kVectors];
-    Ints code[kVectors];
-    for (int v = 0; v < kVectors; ++v) scaled[v] = load<Floats>(x + v * kLanes) * scale.reciprocal;
-    for (int v = 0; v < kVectors; ++v) code[v] = encode<S, keep>(scaled[v], doubt);
-    store_bytes(code, codes);
-  } else {
-    for_each_vector(n, [&](std::int64_t i) {
-      store_bytes(encode<S, keep>(load<Floats>(x + i) * scale.reciprocal, doubt), codes + i);
-    });
+BNB_LANE void encode_chunk(const float* x, float reciprocal, std::uint8_t* codes) {
+  Halves doubt = ~Halves{};
+  for (int i = 0; i < kChunk; i += kSide * kLanes) {
+    Floats scaled[kSide];
+    for (int v = 0; v < kSide; ++v) scaled[v] = load<Floats>(x + i + v * kLanes) * reciprocal;
+    store(encode<S, keep>(scaled, doubt), codes + i);
   }
-  if (any_zero(doubt)) encode_by_element<S, keep>(x, n, scale, codes);
+  if (any_below(kDoubtful, doubt)) encode_by_element<S, keep>(x, kChunk, reciprocal, codes);
 }
 
 template <Sign S>
@@ -66,32 +58,41 @@ void decode_run(const std::uint8_t* codes, float absmax, std::int64_t n, float* 
   });
 }
 
+template <Sign S, bool keep>
+BNB_LANE void encode_nearest(const float* x, std::int64_t n, Scale scale, std::uint8_t* codes) {
+  std::int64_t begin = 0;
+  if (scale.lift == 1)
+    for (; begin + kChunk <= n; begin += kChunk) encode_chunk<S, keep>(x + begin, scale.reciprocal, codes + begin);
+  for (; begin < n; begin += kChunk) {  // a short one, or lifted
+    const std::int64_t count = n - begin < kChunk ? n - begin : kChunk;
+    float lifted[kChunk]{};
+    std::uint8_t lifted_codes[kChunk];
+    for (std::int64_t i = 0; i < count; ++i) lifted[i] = x[begin + i] * scale.lift;
+    encode_chunk<S, keep>(lifted, scale.reciprocal, lifted_codes);
+    std::memcpy(codes + begin, lifted_codes, count);
+  }
+}
+
 // Into codes, divided by `absmax`, at least the largest magnitude among them. `keep`: as `encode` takes it. `first`:
 // index in its tensor of x[0].
 template <Sign S, bool keep>
 void encode_run(const float* x, std::int64_t n, float absmax, Rounding rounding, std::uint32_t stream,
                 std::int64_t first, std::uint8_t* codes) {
   const Scale scale(absmax);
-  if (n < kLanes) {
+  if (!rounding.stochastic) {
+    encode_nearest<S, keep>(x, n, scale, codes);
+  } else if (n < kLanes) {
     float padded[kLanes]{};
     std::uint8_t padded_codes[kLanes];
     std::memcpy(padded, x, sizeof(float) * n);
     encode_run<S, keep>(padded, kLanes, absmax, rounding, stream, first, padded_codes);
     std::memcpy(codes, padded_codes, n);
-  } else if (rounding.stochastic) {
+  } else {
     const Noise noise(rounding.key, stream, first);
     for_each_vector(n, [&](std::int64_t i) {
       const Floats scaled = load<Floats>(x + i) * scale.lift * scale.reciprocal;
       store_bytes(encode_stochastic<S, keep>(scaled, uniform(noise[i])), codes + i);
     });
-  } else if (scale.lift != 1) {
-    encode_by_element<S, keep>(x, n, scale, codes);
-  } else {
-    std::int64_t begin = 0;
-    for (; begin + kChunk <= n; begin += kChunk) encode_chunk<S, keep>(x + begin, kChunk, scale, codes + begin);
-    if (begin == n) return;
-    if (n > kChunk) begin = n - kChunk;  // overlaps with the last one
-    encode_chunk<S, keep>(x + begin, n - begin, scale, codes + begin);
   }
 }
 

@@ -248,7 +248,9 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_hints": [[slot.hints for slot in row] for row in self._update_slots()]}
+        own = {"_checkpoint_format": self._checkpoint_format}
+        hints = [[slot.hints for slot in row] for row in self._update_slots()]
+        return {**super().__getstate__(), **own, "_hints": hints}
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -141,7 +141,7 @@ def take(whole: Tensor, like: Tensor) -> Tensor:
             rank, count = like.device_mesh.get_local_rank(mesh_dim), like.device_mesh.size(mesh_dim)
             pieces = here.chunk(count, placement.dim)
             here = pieces[rank] if rank < len(pieces) else here.narrow(placement.dim, 0, 0)
-    return wrap(here.contiguous(), like, whole.shape)
+    return wrap(here.contiguous().to(like.device), like, whole.shape)
 
 
 def groups_of(parameter: Tensor) -> tuple[Any, ...]:

@@ -3,6 +3,14 @@
 from torch_bnb.overrides.declare import optim_overrides
 from torch_bnb.overrides.files import load_overrides
 from torch_bnb.overrides.manager import GlobalOptimManager
+from torch_bnb.overrides.resolve import check_overrides
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec
 
-__all__ = ["GlobalOptimManager", "OverrideError", "OverrideSpec", "load_overrides", "optim_overrides"]
+__all__ = [
+    "GlobalOptimManager",
+    "OverrideError",
+    "OverrideSpec",
+    "check_overrides",
+    "load_overrides",
+    "optim_overrides",
+]

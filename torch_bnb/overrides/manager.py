@@ -11,7 +11,7 @@ from torch_bnb.overrides import hints
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.explain import Explanation, explain
 from torch_bnb.overrides.hints import Hint, Level, ModuleHint
-from torch_bnb.overrides.resolve import Key, find, hints_through, names, own
+from torch_bnb.overrides.resolve import Key, check_overrides, find, hints_through, names, own, spell
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 
@@ -151,7 +151,7 @@ class GlobalOptimManager:
             OverrideError: No parameter has that name, an unknown option, or an impossible value.
             TypeError: `module` is no ``nn.Module``.
         """
-        source = f"register_module_override({type(module).__name__}, {_spell(param_name)})"
+        source = f"register_module_override({type(module).__name__}, {spell(param_name)})"
         self._add(module, {param_name: config}, Level.MODULE, lambda _: source, "register_module_override", strict=True)
 
     def override_named(
@@ -182,7 +182,22 @@ class GlobalOptimManager:
             >>> hints = {"embed.*": {"optim_bits": 32}, torch.nn.LayerNorm: {"weight_decay": 0.0}}
             >>> manager.override_named(model, hints)
         """
-        self._add(model, patterns, Level.PATTERN, lambda key: f"{source}({_spell(key)})", "override_named", strict)
+        self._add(model, patterns, Level.PATTERN, lambda key: f"{source}({spell(key)})", "override_named", strict)
+
+    def forget_named(self, model: nn.Module, source: str) -> None:
+        """Takes back everything that `override_named` said of this model under `source`.
+
+        A plugin that says its patterns anew at every start of a training calls it first, so that those of the last
+        training, which the user may have changed since, do not stay.
+
+        Args:
+            model: The names' root.
+            source: As it was given to `override_named`.
+        """
+        with self._lock:
+            if (notes := hints.notes(model)) is not None:
+                notes.hints = [hint for hint in notes.hints if hint.source != f"{source}({spell(hint.key)})"]
+                self.version += 1
 
     def explain(self, model_or_optimizer: Any) -> Explanation:
         """Who gets what, and which hint said so: a table to print, rows to read, ``.to_dict()`` for programs.
@@ -239,12 +254,12 @@ class GlobalOptimManager:
         epoch = hints.current_epoch()
         for key, config in (patterns or {}).items():
             try:
-                source = f"pattern {_spell(key)}"
+                source = f"pattern {spell(key)}"
                 hint = Hint(validate(config), Level.PATTERN, (hints.next_order(),), source, epoch)
                 for parameter in {id(p): p for _, p in find(model, key)}.values():
                     given.setdefault(id(parameter), []).append(hint)
             except (OverrideError, LookupError) as error:
-                raise OverrideError(f"pattern {_spell(key)}: {error}") from None
+                raise OverrideError(f"pattern {spell(key)}: {error}") from None
         found = self.hints_for([parameter for _, parameter in first.values()])
         return [
             (name, parameter, [*hints, *given.get(id(parameter), ())])
@@ -269,18 +284,13 @@ class GlobalOptimManager:
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"{caller}: expected an nn.Module, got {type(module).__name__}")
-        if not isinstance(given, Mapping):
-            raise OverrideError(f"{caller}: expected a dict of names and options, got {given!r}")
-        checked = {}
-        for key, config in given.items():
-            if not (isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module))):
-                raise OverrideError(f"{caller}: expected a name, a pattern or a module type, got {type(key).__name__}")
-            try:
-                checked[key] = validate(config)
-                if strict and (level is Level.MODULE or any(True for _ in module.parameters())):
+        checked = check_overrides(given, caller, source)
+        if strict and (level is Level.MODULE or any(True for _ in module.parameters())):
+            for key in checked:
+                try:
                     find(module, key)
-            except (OverrideError, LookupError) as error:
-                raise OverrideError(f"{source(key)}: {error}") from None
+                except (OverrideError, LookupError) as error:
+                    raise OverrideError(f"{source(key)}: {error}") from None
         with self._lock:
             for key, config in checked.items():
                 order, epoch = hints.next_order(), hints.current_epoch()
@@ -311,10 +321,6 @@ class GlobalOptimManager:
                     note = hints.note(module)
                     note.hints = [h for h in note.hints if (h.key, h.order, h.given_to) != (attribute, order, number)]
                     note.add(bound)
-
-
-def _spell(key: Key) -> str:
-    return key.__name__ if isinstance(key, type) else repr(key)
 
 
 def _flatten(params: Any, caller: str) -> list[Tensor]:

@@ -3,7 +3,7 @@
 import difflib
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_bnb.overrides import hints
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.hints import Hint, Level, ModuleHint
-from torch_bnb.overrides.spec import OverrideError
+from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 Key = str | type[nn.Module]
 
@@ -20,6 +20,48 @@ _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wr
 _PARAMETRIZED = re.compile(r"(?<![^.])parametrizations\.([^.]+)\.original\d*$")
 
 EMBEDDING_CONFIG = {"optim_bits": 32}
+
+
+def spell(key: Key) -> str:
+    """A key as people write it."""
+    return key.__name__ if isinstance(key, type) else repr(key)
+
+
+def check_overrides(
+    overrides: Mapping[Key, OverrideSpec], what: str = "overrides", source: Callable[[Key], str] | None = None
+) -> dict[Key, dict[str, Any]]:
+    """Checks patterns and their options while there is no model to look for names in.
+
+    Args:
+        overrides: From a name, a glob, ``"re:..."`` or a module type to options, as in
+            `GlobalOptimManager.override_named`.
+        what: Names them in errors.
+        source: Names one of them in errors, from its key.
+
+    Returns:
+        A copy with aliases replaced and values converted.
+
+    Raises:
+        OverrideError: It is no such dict, an option is unknown (the nearest spelling is named) or its value impossible.
+
+    Example:
+        >>> import torch_bnb as bnb
+        >>> bnb.check_overrides({"*.embed*.weight": {"betas": [0.9, 0.98], "is_sparse": True}})
+        {'*.embed*.weight': {'betas': (0.9, 0.98), 'skip_zeros': True}}
+    """
+    if not isinstance(overrides, Mapping):
+        raise OverrideError(f"{what}: expected a dict of names and options, got {overrides!r}")
+    checked = {}
+    for key, config in overrides.items():
+        if not (isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module))):
+            raise OverrideError(f"{what}: expected a name, a pattern or a module type, got {type(key).__name__}")
+        try:
+            checked[key] = validate(config)
+            if isinstance(key, str):
+                _matcher(key)
+        except OverrideError as error:
+            raise OverrideError(f"{source(key) if source else f'{what}[{spell(key)}]'}: {error}") from None
+    return checked
 
 
 def clean_name(name: str) -> str:

@@ -1,0 +1,112 @@
+"""From a module to its 8-bit optimizers: hints said, optimizers made or replaced, what cannot be refused.
+
+The callback and the mixin both come here. Knows nothing of when: that is theirs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import update_wrapper
+from types import MethodType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from lightning_bnb.replace import replace_optimizers
+from torch_bnb import OverrideError, OverrideSpec, report
+from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
+
+SOURCE = "EightBitOptimizer"
+"""Stands before the patterns of the callback in tables and errors."""
+
+Overrides = Mapping[str | type[nn.Module], OverrideSpec]
+
+
+@contextmanager
+def misconfigurations() -> Iterator[None]:
+    """Turns what is wrong with hints into the error that Lightning's users look for."""
+    try:
+        yield
+    except OverrideError as error:
+        raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
+
+
+def register(
+    module: "pl.LightningModule", overrides: Overrides | None, embeddings_32bit: bool | None, strict: bool
+) -> None:
+    """Makes a module known with the hints that it declares, and says the callback's patterns about it anew.
+
+    Args:
+        module: The one to be trained.
+        overrides: Patterns over its names; those of an earlier call are taken back.
+        embeddings_32bit: As in `GlobalOptimManager.register_parameters`.
+        strict: A pattern that fits no parameter is an error now; else a warning whenever hints are looked up.
+
+    Raises:
+        OverrideError: A hint or pattern is impossible, or fits nothing.
+    """
+    manager = GlobalOptimManager.get_instance()
+    manager.register_parameters(module, embeddings_32bit)
+    manager.forget_named(module, SOURCE)
+    if overrides:
+        manager.override_named(module, overrides, strict=strict, source=SOURCE)
+
+
+def replaced(configured: Any, optim_bits: int) -> Any:
+    """What ``configure_optimizers`` returned, with 8-bit twins in it.
+
+    Raises:
+        MisconfigurationException: An optimizer uses an option that its twin lacks.
+    """
+    try:
+        return replace_optimizers(configured, optim_bits)
+    except OverrideError:
+        raise
+    except ValueError as error:
+        raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
+
+
+def warn_of_full_precision(optimizer: Optimizer) -> None:
+    """Warns of an optimizer none of whose state is in 8 bits."""
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, BlockwiseOptimizer):
+        rank_zero_warn(f"EightBitOptimizer: {name} has no 8-bit twin and stays as it is, its state at full precision")
+        return
+    memory = report(optimizer)
+    if not any(row.bits == 8 for row in memory.rows):
+        planned = memory.total.planned / 2**20
+        rank_zero_warn(f"EightBitOptimizer: all state of {name} stays in 32 bits, {planned:.2f} MiB; set optim_bits=8")
+
+
+def wrap_configure_optimizers(
+    module: "pl.LightningModule", around: Callable[["pl.LightningModule", Callable[[], Any]], Any]
+) -> Callable[[], None]:
+    """Puts ``around(module, original)`` in the place of the module's ``configure_optimizers``.
+
+    Args:
+        module: The one to be trained.
+        around: Called with the module (or a copy of it) and its own method, bound.
+
+    Returns:
+        What puts the original back.
+    """
+    original = module.configure_optimizers
+    own_attribute = "configure_optimizers" in vars(module)
+    function = getattr(original, "__func__", None)
+
+    # The name matters: a module that is pickled (ddp_spawn) or copied finds its own method by it.
+    def configure_optimizers(self: "pl.LightningModule") -> Any:
+        return around(self, original if function is None else MethodType(function, self))
+
+    module.configure_optimizers = MethodType(update_wrapper(configure_optimizers, function or original), module)
+
+    def restore() -> None:
+        if own_attribute:
+            module.configure_optimizers = original
+        else:
+            vars(module).pop("configure_optimizers", None)
+
+    return restore

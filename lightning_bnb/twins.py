@@ -1,0 +1,104 @@
+"""Optimizers of torch and of bitsandbytes, made anew as those of torch_bnb. Knows nothing of Lightning."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from torch_bnb import optim
+from torch_bnb.optim import GlobalOptimManager
+
+_OF_TORCH: dict[type[Optimizer], type[Optimizer]] = {
+    torch.optim.Adam: optim.Adam,
+    torch.optim.AdamW: optim.AdamW,
+    torch.optim.SGD: optim.SGD,
+    torch.optim.RMSprop: optim.RMSprop,
+    torch.optim.Adagrad: optim.Adagrad,
+}
+
+_OF_BITSANDBYTES = re.compile(r"(Paged)?(AdamW|Adam|SGD|RMSprop|Adagrad|Lion)(8bit|32bit)?$")
+_IN_BETAS = {"SGD": "momentum", "RMSprop": "alpha"}
+"""The option that bitsandbytes keeps first in a group's ``betas``; it never uses what stands second."""
+_STORAGE = ("min_8bit_size", "percentile_clipping", "block_wise", "max_unorm", "skip_zeros")
+_HOOKS = [
+    f"_optimizer_{what}_{when}_hooks" for what in ("step", "state_dict", "load_state_dict") for when in ("pre", "post")
+]
+
+
+def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
+    """Our optimizer over the very same group dicts, so that whoever holds them sees one set of rates.
+
+    State, hooks, and what was said to bitsandbytes' own override manager about its parameters go along.
+
+    Args:
+        optimizer: Any.
+        optim_bits: Bits per element of the twin's state, 8 or 32.
+
+    Returns:
+        The twin; None where there is none for this class.
+
+    Raises:
+        ValueError: It uses an option that its twin does not have (``amsgrad=True``).
+    """
+    saved = optimizer.state_dict() if optimizer.state else None
+    if type(optimizer) in _OF_TORCH:
+        cls, options = _OF_TORCH[type(optimizer)], {}
+    elif twin := _bitsandbytes_twin(optimizer):
+        cls, options = twin
+    else:
+        return None
+    takes = inspect.signature(cls).parameters
+    defaults = {**optimizer.defaults, **options}
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            lacking = key in optimizer.defaults and key not in takes and key != "decoupled_weight_decay"
+            if lacking and value:
+                raise ValueError(f"{type(optimizer).__name__}({key}={value!r}) has no 8-bit twin in torch_bnb")
+        group.setdefault("base_lr", _base_lr(group, optimizer))
+    known = {key: value for key, value in defaults.items() if key in takes}
+    new = cls(optimizer.param_groups, **{**known, "optim_bits": optim_bits})
+    for hooks in _HOOKS:
+        getattr(new, hooks).update(getattr(optimizer, hooks, {}))
+    if saved:
+        new.load_state_dict(saved)
+    return new
+
+
+def _base_lr(group: Mapping[str, Any], optimizer: Optimizer) -> float:
+    """The rate that a group was built with, which a scheduler may have moved since."""
+    one_cycle = "max_lr" in group  # its initial_lr is a fraction of max_lr
+    return float(optimizer.defaults["lr"] if one_cycle else group.get("initial_lr", group["lr"]))
+
+
+def _bitsandbytes_twin(optimizer: Optimizer) -> tuple[type[Optimizer], dict[str, Any]] | None:
+    """The twin's class and options, and the groups and hints in our terms."""
+    name = _OF_BITSANDBYTES.match(type(optimizer).__name__)
+    if not (name and type(optimizer).__module__.startswith("bitsandbytes.optim.")):
+        return None
+    rule = name[2]
+    if rule == "Adam" and any(group["weight_decay"] for group in optimizer.param_groups):
+        rule = "AdamW"  # its Adam takes the decay apart from the gradient
+    options = {key: getattr(optimizer.args, key) for key in _STORAGE if hasattr(optimizer.args, key)}
+    for config in [optimizer.defaults, *optimizer.param_groups]:
+        if rule in _IN_BETAS:
+            config[_IN_BETAS[rule]] = config.pop("betas")[0]
+        unused = ("alpha", "t_alpha", "t_beta3", "betas", "eps")
+        for key in [key for key in unused if key not in inspect.signature(getattr(optim, rule)).parameters]:
+            config.pop(key, None)
+    _carry_hints(optimizer)
+    return getattr(optim, f"{name[1] or ''}{rule}"), options
+
+
+def _carry_hints(optimizer: Optimizer) -> None:
+    """What bitsandbytes' manager was told of these parameters, told to ours."""
+    theirs, manager = optimizer.mng, GlobalOptimManager.get_instance()
+    held = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for key, parameter in held.items():
+        if config := theirs.pid2config.get(key):
+            manager.override_config(parameter, key_value_dict=config)
+    for module, attribute, config in theirs.module_weight_config_triple:
+        if id(getattr(module, attribute)) in held:
+            manager.register_module_override(module, attribute, config)
