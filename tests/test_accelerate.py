@@ -221,13 +221,17 @@ def test_trackers_get_what_report_measures(tmp_path):
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
     accelerator.init_trackers("run")
     model, optimizer, loader = prepare(accelerator, Model(), BnbDummyOptim(), data(2))
-    train(accelerator, model, optimizer, loader)
+    seen = []
+    with bnb.monitor.watch(optimizer.optimizer, when=lambda: True, then=seen.append):
+        train(accelerator, model, optimizer, loader)
+    accelerator.log(bnb.monitor.as_metrics(seen[-1]), step=2)
     total = bnb.report(optimizer.optimizer).total
     accelerator.log({"optimizer/state_bytes": total.state, "optimizer/state_bytes_32bit": total.state_32bit}, step=2)
     accelerator.end_training()
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     assert events.Scalars("optimizer/state_bytes")[0].value == total.state < total.state_32bit
+    assert 0 < events.Scalars("optimizer_state/group0/quantization_error")[0].value < 0.1
 
 
 class Engine:
