@@ -17,7 +17,7 @@ test-all: .venv/ready             ## the slow ones too
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp benchmarks/*.cpp)
+	$(BIN)/clang-format --dry-run -Werror $(wildcard $(foreach s,h cpp cu cuh,csrc/*.$(s) csrc/*/*.$(s)) benchmarks/*.cpp tests/*.cpp)
 
 readme: .venv/ready               ## the README's numbers, from benchmarks/results
 	$(BIN)/python benchmarks/readme.py
@@ -35,6 +35,13 @@ bench-full: .venv/bench           ## everything, into benchmarks/results: more t
 	$(BIN)/python -m benchmarks first-step --out "$(MEASURED)-first-step.json"
 	$(BIN)/python -m benchmarks memory --out "$(MEASURED)-memory.json"
 	$(BIN)/python -m benchmarks scaling --out "$(MEASURED)-scaling.json"
+
+GPU_OUT := $(if $(filter-out file default,$(origin OUT)),$(OUT),results/gpu)
+gpu:                              ## on a GPU machine: builds with its torch, tests, sanitizers, the Lightning example
+	$(PYTHON) tests/on_gpu.py --out "$(GPU_OUT)"
+
+gpu-bench:                        ## on a GPU machine, after `make gpu`: time per step beside the copy's bandwidth and peers
+	$(PYTHON) -m benchmarks.gpu --out "$(GPU_OUT)"
 
 clean:
 	rm -rf .venv build results *.egg-info torch_bnb/*.so
@@ -65,4 +72,4 @@ tools:
 	  $(call need,Python's headers (Debian: python3-dev))
 	@command -v $${CXX:-c++} >/dev/null || $(call need,a C++ compiler: there is no $${CXX:-c++} (Debian: g++))
 
-.PHONY: demo test test-all lint readme docs bench bench-full clean help tools
+.PHONY: gpu gpu-bench demo test test-all lint readme docs bench bench-full clean help tools

@@ -29,6 +29,15 @@ CXX_FLAGS = [
     "-fopenmp-simd",
     "-fvisibility=hidden",
 ]
+# Without contraction, and with denormals and exact division as is nvcc's default, a GPU computes what the CPU does.
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",
+    "--expt-relaxed-constexpr",
+    "-Xfatbin=-compress-all",
+    "-Xcompiler=-fvisibility=hidden,-ffp-contract=off",
+]
 STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000")]  # torch 2.10 and newer
 
 
@@ -54,26 +63,26 @@ def extension() -> "cpp_extension.Extension":
         raise SystemExit(
             f"TORCH_BNB_CUDA={wanted}: expected 0 (CPU only), 1 (CUDA or an error) or nothing (CUDA if nvcc is found)"
         )
-    cuda_sources = sources("*.cu")
     home = None if wanted == "0" else find_cuda()
     if wanted == "1" and not home:
         raise SystemExit("TORCH_BNB_CUDA=1, but no CUDA toolkit was found: set CUDA_HOME or put nvcc on the PATH")
-    if wanted == "1" and not cuda_sources:
-        raise SystemExit("TORCH_BNB_CUDA=1, but this version of torch-bnb has no CUDA kernels yet")
     options = {
         "name": "torch_bnb._C",
         "define_macros": STABLE_ABI,
         "py_limited_api": True,
-        "extra_compile_args": {"cxx": CXX_FLAGS, "nvcc": ["-std=c++17", "-O3"]},
+        "extra_compile_args": {"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
     }
-    if not (home and cuda_sources):
+    if not home:
         return cpp_extension.CppExtension(sources=sources("*.cpp"), **options)
     cpp_extension.CUDA_HOME = home
     if not torch.cuda.is_available():  # else torch builds for the GPU at hand
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0;10.0+PTX")
-    module = cpp_extension.CUDAExtension(sources=sources("*.cpp") + cuda_sources, **options)
-    if torch.version.cuda is None:  # a CPU wheel lacks torch's CUDA libraries, and the stable ABI needs none of them
-        module.libraries = [lib for lib in module.libraries if lib not in ("torch_cuda", "c10_cuda")]
+    module = cpp_extension.CUDAExtension(sources=sources("*.cpp") + sources("*.cu"), **options)
+    # The stable ABI needs none of torch's CUDA libraries, which a CPU wheel lacks; with its own CUDA runtime the
+    # extension loads wherever torch does.
+    unneeded = ("torch_cuda", "c10_cuda", "cudart")
+    module.libraries = [lib for lib in module.libraries if lib not in unneeded]
+    module.libraries += ["cudart_static", "rt", "dl", "pthread"]
     return module
 
 

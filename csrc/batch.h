@@ -42,6 +42,7 @@ struct Slot {
   const Norms* norms;                              // given, or null: whoever needs them measures what is here
   Sums* sums;                                      // where measured ones go, or null
   std::uint64_t key;                               // of this parameter at this step, for stochastic rounding
+  const std::int64_t* counter;                     // or, if not null, where a kernel finds what `key` is made of
   std::array<State, AllRules::kMaxStates> states;  // as many as the rule has
 };
 
@@ -52,6 +53,7 @@ struct Options {
   bool skip_zeros;          // where the gradient is 0, nothing changes, no state either
   bool stochastic_weights;  // rounding of bfloat16 and float16 parameters
   std::array<bool, AllRules::kMaxStates> stochastic_states;  // rounding of each 8-bit state
+  std::uint64_t seed;                                        // with a slot's `counter`
 };
 
 // The parameters of one call, updated with the same scalars.
@@ -61,6 +63,10 @@ struct Batch {
   std::int64_t blocks;   // of all slots together
   const float* scalars;  // of the rule, in the order of its kScalars
   Options options;
+  std::int32_t scalar_count;
+  bool scalars_on_device;  // a kernel reads them; else the host does
+  const float* found_inf;  // where a kernel finds whether nothing may change, or null
+  std::int32_t device;     // index
 };
 
 // A float32 tensor and its 8-bit form.
@@ -76,6 +82,18 @@ inline namespace BNB_ISA {
 BNB_HD std::int64_t blocks_of(std::int64_t numel, std::int64_t blocksize = kBlock) {
   return (numel + blocksize - 1) / blocksize;
 }
+
+// Index of the slot that holds a block, counted over all slots of a batch.
+BNB_HD std::int64_t find_slot(const Slot* slots, std::int64_t count, std::int64_t block) {
+  std::int64_t low = 0, high = count;  // slots[low].first_block <= block < slots[high].first_block
+  while (high - low > 1) {
+    const std::int64_t middle = (low + high) / 2;
+    (slots[middle].first_block <= block ? low : high) = middle;
+  }
+  return low;
+}
+
+BNB_HD std::int64_t blocks_in(const Slot& slot) { return slot.numel / slot.grid.row * blocks_of(slot.grid.row); }
 
 // The elements of one block.
 struct Span {

@@ -19,14 +19,23 @@ using torch::stable::Tensor;
 using TensorList = std::vector<Tensor>;
 using Launch = void (*)(int rule, const Batch&);  // rule: its index in AllRules
 
-// A rule has two ops. torch_bnb::<rule> steps; torch_bnb_measure::<rule>, of the same arguments, changes nothing and
-// writes sums over each parameter, for those who hold a part of it and must add up theirs with others'.
-enum class Task { kStep, kMeasure };
+// A rule has three ops. torch_bnb::<rule> steps; its overload <rule>.on_device takes what changes from step to step in
+// tensors that the device reads when it runs, so that a CUDA graph can repeat it. torch_bnb_measure::<rule>, of the
+// same arguments as the first, changes nothing and writes sums over each parameter, for those who hold a part of it and
+// must add up theirs with others'.
+enum class Task { kStep, kStepOnDevice, kMeasure };
 
 // The tensors of a call. states and absmax are rule-state-major: state k of parameter i is at k * params.size() + i.
 struct Tensors {
   TensorList params, grads, states, absmax;
   std::optional<Tensor> sums;  // float64, (params, 3), written by kMeasure
+};
+
+// What kStepOnDevice takes in tensors.
+struct Moving {
+  std::optional<Tensor> scalars;    // float32, the rule's
+  std::optional<Tensor> keys;       // int64, (params,), in place of those in Common
+  std::optional<Tensor> found_inf;  // float32, one number: unless it is 0, nothing changes
 };
 
 // What goes with them and is the same for every rule, in the order of the schema.
@@ -45,18 +54,29 @@ constexpr const char* kCommonSchema =
 // Takes ownership of them. `op` names the op in errors.
 Common read_common(std::string_view op, const StableIValue* stack, int states_per_param);
 // The tensors as pointers, checked. Nothing is written before every check has passed.
-std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int states_per_param, const Common& common);
+std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int states_per_param, const Common& common,
+                             const Moving& moving);
 void check_meta(std::string_view op, const TensorList& params);
-Batch make_batch(const std::vector<Slot>& slots, const float* scalars, const Options& options);
+// `scalars`: `count` of them, unless they are in `moving`.
+Batch make_batch(std::string_view op, const std::vector<Slot>& slots, const float* scalars, std::int32_t count,
+                 const Options& options, const Moving& moving, const Tensor& like);
+
+template <class Rule, Task task>
+std::string op_name() {
+  return std::string(Rule::kName) + (task == Task::kStepOnDevice ? ".on_device" : "");
+}
 
 // "adamw(Tensor(a!)[] params, ..., float lr, ..., Tensor? grad_scales=None, ...) -> ()"
 template <class Rule, Task task>
 std::string schema() {
-  std::string text = Rule::kName;
-  text += task == Task::kStep
-              ? "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *"
-              : "(Tensor[] params, Tensor[] grads, Tensor[] states, Tensor[] absmax, Tensor(a!) sums, *";
-  for (const Name scalar : Rule::kScalars) text += std::string(", float ") + scalar;
+  std::string text = op_name<Rule, task>();
+  text += task == Task::kMeasure
+              ? "(Tensor[] params, Tensor[] grads, Tensor[] states, Tensor[] absmax, Tensor(a!) sums, *"
+              : "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *";
+  if (task == Task::kStepOnDevice)
+    text += ", Tensor scalars, Tensor? moving_keys=None, Tensor? found_inf=None";
+  else
+    for (const Name scalar : Rule::kScalars) text += std::string(", float ") + scalar;
   return text + ", " + kCommonSchema + ") -> ()";
 }
 
@@ -70,14 +90,25 @@ void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
       to<TensorList>(stack[0]), to<TensorList>(stack[1]), to<TensorList>(stack[2]), to<TensorList>(stack[3]), {}};
   stack += 4;
   if constexpr (task == Task::kMeasure) tensors.sums = to<Tensor>(*stack++);
-  float scalars[count];
-  for (std::size_t i = 0; i < count; ++i) scalars[i] = static_cast<float>(to<double>(stack[i]));
-  const Common common = read_common(Rule::kName, stack + count, Rule::kStates.size());
+  float scalars[count]{};
+  Moving moving;
+  if constexpr (task == Task::kStepOnDevice) {
+    moving = {to<Tensor>(stack[0]), to<std::optional<Tensor>>(stack[1]), to<std::optional<Tensor>>(stack[2])};
+    stack += 3;
+  } else {
+    for (float& scalar : scalars) scalar = static_cast<float>(to<double>(*stack++));
+  }
+  const Common common = read_common(Rule::kName, stack, Rule::kStates.size());
   if constexpr (launch == nullptr) {
     check_meta(Rule::kName, tensors.params);
   } else {
-    const auto slots = make_slots(Rule::kName, tensors, Rule::kStates.size(), common);
-    if (!slots.empty()) launch(index, make_batch(slots, scalars, common.options));
+    const auto slots = make_slots(Rule::kName, tensors, Rule::kStates.size(), common, moving);
+    if (slots.empty()) return;
+    const Tensor& first = tensors.params[0];
+    const Batch batch = make_batch(Rule::kName, slots, scalars, count, common.options, moving, first);
+    // On the CPU, what is on the device can be read at once.
+    if (first.is_cpu() && batch.found_inf != nullptr && *batch.found_inf != 0) return;
+    launch(index, batch);
   }
 }
 
@@ -88,7 +119,7 @@ void define_rules(torch::stable::detail::StableLibrary& m, RuleList<Rules...>) {
 
 template <Task task, Launch launch, class... Rules, int... I>
 void implement_rules(torch::stable::detail::StableLibrary& m, RuleList<Rules...>, std::integer_sequence<int, I...>) {
-  (m.impl(Rules::kName, boxed_rule<Rules, I, task, launch>), ...);
+  (m.impl(op_name<Rules, task>().c_str(), boxed_rule<Rules, I, task, launch>), ...);
 }
 
 template <Task task, Launch launch>
@@ -96,6 +127,9 @@ void implement_rules(torch::stable::detail::StableLibrary& m) {
   implement_rules<task, launch>(m, AllRules{}, std::make_integer_sequence<int, AllRules::kCount>{});
 }
 
+// The data of a float32 tensor of `numel` elements on the device of `like`.
+const float* check_floats(std::string_view op, const char* what, const Tensor& t, std::int64_t numel,
+                          const Tensor& like);
 // The codec's arguments, checked.
 Quantized make_quantized(std::string_view op, const Tensor& values, const Tensor& codes, const Tensor& absmax,
                          std::int64_t blocksize);

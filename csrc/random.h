@@ -3,7 +3,6 @@
 // https://nullprogram.com/blog/2018/07/31/). `Word`: std::uint32_t, or a vector of them.
 #pragma once
 #include <cstdint>
-#include <initializer_list>
 
 #include "codec.h"
 
@@ -21,9 +20,10 @@ BNB_HD Word hash32(Word x) {
 
 // A 64-bit number for a parameter at a step, in which every bit of `seed` and `key` counts: splitmix64, twice,
 // https://doi.org/10.1145/2714064.2660195
-inline std::uint64_t mixed(std::uint64_t seed, std::uint64_t key) {
+BNB_HD std::uint64_t mixed(std::uint64_t seed, std::uint64_t key) {
+  const std::uint64_t numbers[] = {seed, key};
   std::uint64_t x = 0;
-  for (const std::uint64_t number : {seed, key}) {
+  for (const std::uint64_t number : numbers) {
     x += number + 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;

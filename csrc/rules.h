@@ -176,6 +176,7 @@ template <class... Rules>
 struct RuleList {
   static constexpr std::size_t kCount = sizeof...(Rules);
   static constexpr std::size_t kMaxStates = std::max({Rules::kStates.size()...});
+  static constexpr std::size_t kMaxScalars = std::max({Rules::kScalars.size()...});
 };
 
 using AllRules = RuleList<Adam, AdamW, SGD, Lion, RMSprop, Adagrad, AdEMAMix, LAMB, LARS>;

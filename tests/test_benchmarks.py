@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from functools import partial
@@ -386,3 +387,24 @@ def test_a_result_is_named_by_its_processor(cpu, name):
 def test_the_description_names_no_host_and_no_path():
     text = json.dumps(machine.describe())
     assert os.uname().nodename not in text and "/home" not in text and os.getcwd() not in text
+
+
+def test_the_gpus_benchmark_runs_dry(tmp_path):
+    """On a CPU it measures nothing of worth, but it is not dead on arrival."""
+    command = ["-m", "benchmarks.gpu", "--device", "cpu", "--quick", "--rules", "adamw", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "gpu-bench.json").read_text())
+    assert result["copy_bytes_per_second"] > 0
+    assert {"torch_bnb 8-bit", "torch_bnb 32-bit", "torch fused"} == {row["optimizer"] for row in result["cells"]}
+    assert all(row["share_of_copy"] > 0 and row["seconds"]["count"] == 3 for row in result["cells"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(("program", "name"), [("tests/on_gpu.py", "gpu"), ("-mbenchmarks.gpu", "gpu-bench")])
+def test_without_a_gpu_its_commands_say_so_at_once(program, name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, program, "--out", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and f"make {name} needs a CUDA device" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

@@ -224,7 +224,6 @@ def test_a_learning_rate_may_be_a_tensor():
         ({"min_8bit_size": 1.5}, r"min_8bit_size=1\.5: expected an integer >= 0"),
         ({"percentile_clipping": 0}, "percentile_clipping=0: expected an integer from 1 to 100"),
         ({"maximize": 1}, "maximize=1: expected True or False"),
-        ({"capturable": True}, "capturable=True"),
     ],
 )
 def test_an_impossible_option_is_an_error_that_names_it(options, message):

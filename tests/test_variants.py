@@ -111,3 +111,12 @@ def test_a_type_checker_knows_the_names_and_their_options(tmp_path):
     assert len(said) == len(expected), done.stdout + done.stderr
     for line, (start, part) in zip(said, expected, strict=True):
         assert line.startswith(start) and part in line, line
+
+
+def test_state_in_host_memory_is_an_error_off_the_cpu():
+    parameter = torch.zeros(8, device="meta", requires_grad=True)
+    parameter.grad = torch.zeros(8, device="meta")
+    optimizer = bnb.optim.PagedAdamW8bit([parameter])
+    with pytest.raises(NotImplementedError, match="state in host memory for a parameter on meta is not there yet"):
+        optimizer.step()
+    assert not optimizer.state[parameter]

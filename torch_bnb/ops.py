@@ -84,6 +84,34 @@ def update(
     getattr(torch.ops.torch_bnb, rule)(params, grads, states, absmax, **scalars, **common)
 
 
+def update_on_device(
+    rule: str,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[Tensor],
+    absmax: Sequence[Tensor],
+    scalars: Tensor,
+    moving_keys: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    **common: Unpack[Common],
+) -> None:
+    """`update`, with what changes from step to step in tensors: read when the device gets there, not when it is called.
+
+    Args:
+        rule: As in `update`, like the next four.
+        params: Theirs.
+        grads: Theirs.
+        states: Theirs.
+        absmax: Theirs.
+        scalars: float32: the rule's floats in the order of its kScalars, which is that of the optimizer's `scalars`.
+        moving_keys: int64, one number per parameter, in place of ``keys``.
+        found_inf: float32, one number: unless it is 0, nothing changes.
+        **common: See `Common`.
+    """
+    step = getattr(torch.ops.torch_bnb, rule).on_device
+    step(params, grads, states, absmax, scalars=scalars, moving_keys=moving_keys, found_inf=found_inf, **common)
+
+
 def measure(
     rule: str,
     params: Sequence[Tensor],

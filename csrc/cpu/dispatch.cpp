@@ -48,14 +48,6 @@ const Kernels& kernels() {
   return *set;
 }
 
-bool has_whole_state(const Batch& batch) {
-  return std::any_of(batch.slots, batch.slots + batch.count, [](const Slot& slot) {
-    return std::any_of(slot.states.begin(), slot.states.end(), [](const State& state) { return state.whole; });
-  });
-}
-
-float larger(float a, float b) { return std::isnan(a) || a >= b ? a : b; }  // a NaN wins
-
 // Measures every parameter, by blocks in parallel and then in a fixed order, so that threads do not change a bit.
 std::vector<Measure> measure(const Batch& batch, Measurement measurement, const Layer* before) {
   std::vector<Measure> blocks(batch.blocks), slots(batch.count);
@@ -64,14 +56,7 @@ std::vector<Measure> measure(const Batch& batch, Measurement measurement, const 
   });
   for (std::int64_t i = 0; i < batch.count; ++i) {
     const std::int64_t last = i + 1 < batch.count ? batch.slots[i + 1].first_block : batch.blocks;
-    Measure& total = slots[i];
-    for (std::int64_t block = batch.slots[i].first_block; block < last; ++block) {
-      const Measure& m = blocks[block];
-      total.sums.param += m.sums.param;
-      total.sums.measured += m.sums.measured;
-      total.sums.update += m.sums.update;
-      for (std::size_t k = 0; k < m.absmax.size(); ++k) total.absmax[k] = larger(total.absmax[k], m.absmax[k]);
-    }
+    for (std::int64_t block = batch.slots[i].first_block; block < last; ++block) add(slots[i], blocks[block]);
   }
   return slots;
 }
@@ -136,7 +121,10 @@ void dequantize_blockwise(const Tensor& values, const Tensor& codes, const Tenso
 
 }  // namespace bnb::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CPU, m) { bnb::implement_rules<bnb::Task::kStep, bnb::cpu::launch>(m); }
+STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CPU, m) {
+  bnb::implement_rules<bnb::Task::kStep, bnb::cpu::launch>(m);
+  bnb::implement_rules<bnb::Task::kStepOnDevice, bnb::cpu::launch>(m);
+}
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb_measure, CPU, m) { bnb::implement_rules<bnb::Task::kMeasure, bnb::cpu::sum_up>(m); }
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb_codec, CPU, m) {
   m.impl("quantize_blockwise", TORCH_BOX(&bnb::cpu::quantize_blockwise));

@@ -1,26 +1,11 @@
 // The CPU's step loop: lets a rule run over blocks of 256 elements. Compiled once per instruction set (isa_*.cpp); it
 // must not know which.
 #pragma once
-#include <type_traits>
-
 #include "block.h"
 #include "kernels.h"
 
 namespace bnb {
 inline namespace BNB_ISA {
-
-template <class Rule, class = void>
-constexpr bool kLayerwise = false;
-template <class Rule>
-constexpr bool kLayerwise<Rule, std::void_t<decltype(&Rule::with_norms)>> = true;
-
-// The rule for one parameter; `layer` may be null as long as nothing has been measured.
-template <class Rule>
-Rule rule_for(const Rule& rule, const cpu::Layer* layer) {
-  if constexpr (kLayerwise<Rule>)
-    return layer == nullptr ? rule : rule.with_norms(layer->norms.param, layer->norms.measured);
-  return rule;
-}
 
 // How one block is stepped.
 struct Pace {
@@ -58,10 +43,6 @@ void advance(const Rule& rule, Block<Rule>& block, const Options& options, Pace 
   if (block.n < kBlock) ((std::memset(block.s[K] + block.n, 0, sizeof(float) * (kBlock - block.n))), ...);
 }
 
-inline float grad_scale_of(const Slot& slot, const Options& options) {
-  return slot.grad_scale == nullptr ? options.grad_scale : options.grad_scale * *slot.grad_scale;
-}
-
 template <class T>
 bool has_nonzero(const T* x) {
   bool any = false;
@@ -72,8 +53,7 @@ bool has_nonzero(const T* x) {
 alignas(64) inline constexpr float kZeros[kBlock]{};
 
 template <class Rule>
-void step_block(const Rule& rule, const Slot& slot, const Options& options, const cpu::Layer* layer,
-                std::int64_t index) {
+void step_block(const Rule& rule, const Slot& slot, const Options& options, const Layer* layer, std::int64_t index) {
   Block<Rule> block(slot, index, true);
   if (options.skip_zeros && !has_nonzero(block.g)) return;
   const Pace pace{grad_scale_of(slot, options), layer == nullptr ? rule.lr : rule.lr * layer->norms.shrink};
@@ -105,11 +85,11 @@ void measured(const Rule rule, float scale, const float* p, const float* g, floa
 // What must be known of a block beforehand; nothing is stored. With the norms unknown, those for a layer-wise rule;
 // then, for max_unorm and states with one absmax for the whole tensor, the step as if the rate were 1.
 template <class Rule, std::size_t... K>
-cpu::Measure measure_block(const Rule& rule, bool norms_known, const Slot& slot, const Options& options,
-                           std::int64_t index, std::index_sequence<K...> all) {
+Measure measure_block(const Rule& rule, bool norms_known, const Slot& slot, const Options& options, std::int64_t index,
+                      std::index_sequence<K...> all) {
   Block<Rule> block(slot, index, false);
   const float scale = grad_scale_of(slot, options);
-  cpu::Measure measure{};
+  Measure measure{};
   measure.sums.param = sum_of_squares(block.p);
   if constexpr (kLayerwise<Rule>) {
     alignas(64) float of_elements[kBlock];
@@ -125,20 +105,10 @@ cpu::Measure measure_block(const Rule& rule, bool norms_known, const Slot& slot,
   return measure;
 }
 
-// Index of the slot that holds a block of the batch.
-inline std::int64_t find_slot(const Batch& batch, std::int64_t block) {
-  std::int64_t low = 0, high = batch.count;  // slots[low].first_block <= block < slots[high].first_block
-  while (high - low > 1) {
-    const std::int64_t middle = (low + high) / 2;
-    (batch.slots[middle].first_block <= block ? low : high) = middle;
-  }
-  return low;
-}
-
 // Calls f(index of the slot, block within the slot, block within the batch) for blocks [first, last): a thread's share.
 template <class F>
 void for_each_block(const Batch& batch, std::int64_t first, std::int64_t last, const F& f) {
-  std::int64_t slot = find_slot(batch, first);
+  std::int64_t slot = find_slot(batch.slots, batch.count, first);
   for (std::int64_t block = first; block < last; ++block) {
     if (slot + 1 < batch.count && batch.slots[slot + 1].first_block == block) ++slot;
     f(slot, block - batch.slots[slot].first_block, block);
@@ -146,23 +116,22 @@ void for_each_block(const Batch& batch, std::int64_t first, std::int64_t last, c
 }
 
 template <class Rule>
-void step_blocks(const Batch& batch, const cpu::Layer* layers, std::int64_t first, std::int64_t last) {
+void step_blocks(const Batch& batch, const Layer* layers, std::int64_t first, std::int64_t last) {
   const Rule base = make_rule<Rule>(batch.scalars);
   for_each_block(batch, first, last, [&](std::int64_t slot, std::int64_t block, std::int64_t) {
-    const cpu::Layer* layer = layers == nullptr ? nullptr : layers + slot;
-    step_block(rule_for(base, layer), batch.slots[slot], batch.options, layer, block);
+    const Layer* layer = layers == nullptr ? nullptr : layers + slot;
+    step_block(rule_for(base, norms_in(layer)), batch.slots[slot], batch.options, layer, block);
   });
 }
 
 template <class Rule>
-void measure_blocks(const Batch& batch, const cpu::Layer* layers, cpu::Measure* measures, std::int64_t first,
-                    std::int64_t last) {
+void measure_blocks(const Batch& batch, const Layer* layers, Measure* measures, std::int64_t first, std::int64_t last) {
   Rule base = make_rule<Rule>(batch.scalars);
   base.lr = 1;
   for_each_block(batch, first, last, [&](std::int64_t slot, std::int64_t block, std::int64_t in_batch) {
-    const cpu::Layer* layer = layers == nullptr ? nullptr : layers + slot;
-    measures[in_batch] = measure_block(rule_for(base, layer), layer != nullptr, batch.slots[slot], batch.options, block,
-                                       std::make_index_sequence<Rule::kStates.size()>{});
+    const Layer* layer = layers == nullptr ? nullptr : layers + slot;
+    measures[in_batch] = measure_block(rule_for(base, norms_in(layer)), layer != nullptr, batch.slots[slot],
+                                       batch.options, block, std::make_index_sequence<Rule::kStates.size()>{});
   });
 }
 

@@ -3,21 +3,9 @@
 #pragma once
 #include <cstdint>
 
-#include "../batch.h"
+#include "../layer.h"
 
 namespace bnb::cpu {
-
-// What is measured of a block, or of all blocks of a parameter; absmax: of its new states.
-struct Measure {
-  Sums sums;
-  std::array<float, AllRules::kMaxStates> absmax;
-};
-
-// What a step needs to know of a whole parameter.
-struct Layer {
-  Norms norms;
-  std::array<float, AllRules::kMaxStates> absmax;
-};
 
 // `layers`: one per slot, or null where nothing had to be measured.
 using Step = void (*)(const Batch&, const Layer* layers, std::int64_t first_block, std::int64_t last_block);

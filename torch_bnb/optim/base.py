@@ -17,6 +17,7 @@ from torch_bnb.optim import options, saving, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.adoption import adopt
 from torch_bnb.optim.agreement import check_agreement
+from torch_bnb.optim.capture import CapturedPlan
 from torch_bnb.optim.loading import load
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.plan import FLOATING, Plan
@@ -40,7 +41,9 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """The rule's own options; names and defaults are torch.optim's."""
     layerwise: ClassVar[bool] = False
     """Whether it needs norms over the whole tensor."""
-    _plan: Plan | None = None
+    paged: ClassVar[bool] = False
+    """Whether its state belongs in host memory."""
+    _plan: Plan | CapturedPlan | None = None
     _agreed = False
     _checkpoint_format = "native"
 
@@ -111,6 +114,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         group.setdefault("base_lr", float(group["lr"]))
         if explicit_bits:  # stronger than the default that embeddings keep 32 bits
             group.setdefault("explicit_bits", True)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Read by torch's GradScaler: whether `step` itself heeds ``grad_scale`` and ``found_inf`` on the device."""
+        return self.defaults["capturable"]
 
     @property
     def checkpoint_format(self) -> str:
@@ -200,10 +208,10 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         self._plan = plan
         return loss
 
-    def _new_plan(self, rows: list[list[Slot]]) -> Plan:
+    def _new_plan(self, rows: list[list[Slot]]) -> Plan | CapturedPlan:
         if not self._agreed:
             check_agreement(self)
-        plan = Plan(self, rows)
+        plan = (CapturedPlan if self.defaults["capturable"] else Plan)(self, rows)
         if not (self._agreed or plan) and (flat := sharding.flat_gradients()):
             raise ValueError(
                 f"{type(self).__name__}: none of its parameters has a gradient, but FSDP's flat parameters have (the "

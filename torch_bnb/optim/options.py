@@ -51,7 +51,9 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
         seed: Of stochastic rounding; results are the same for the same seed, on any number of threads.
         foreach: As torch users pass it; every step takes all parameters at once.
         fused: As torch users pass it; every step is one pass over memory.
-        capturable: False; True is an error, a CUDA graph cannot capture a step count that lives on the host."""
+        capturable: Count steps on the device, read the rate there (if it is a tensor) and heed a GradScaler there, so
+            that a CUDA graph can capture a step. The first step, which makes the state, comes before the capture. Not
+            with sharded parameters, sparse gradients or percentile_clipping."""
 
 # foreach and fused name ways to run torch's step. Ours always takes all parameters at once and in one pass, so True is
 # what happens and False, which changes no result, may be asked for.
@@ -103,8 +105,6 @@ def check(config: Mapping[str, Any], rule_options: Mapping[str, spec.Option], wh
             checked[key] = known[key].parse(key, value) if key in known else value
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from None
-    if checked.get("capturable"):
-        raise ValueError(f"{what}: capturable=True: a CUDA graph cannot capture a step count that lives on the host")
     return checked
 
 

@@ -110,13 +110,13 @@ class Plan:
                     seen[like] = situation, key
                 situation, key = seen[like]
                 still = still and step == 1 and float(config["lr"]) == 0
-                _check_grad(optimizer, parameter, grad, config, g, i)
+                check_grad(optimizer, parameter, grad, config, g, i)
                 sharded, form = sharding.is_sharded(parameter), storage.wanted(config, parameter)
                 here, own_grad = sharding.local(parameter), sharding.local_grad(grad, parameter)
                 clips, sparse = config["percentile_clipping"] < 100, grad.layout is torch.sparse_coo
                 self._keeps &= not (clips or sparse) and own_grad.is_contiguous() and here.is_contiguous()
                 groups = sharding.groups_of(parameter)
-                grid = _grid(parameter) if sharded or form is Form.ROWS else None
+                grid = grid_of(parameter) if sharded or form is Form.ROWS else None
                 place = (parameter.device, key, clips, sparse, sharded, grid is None, *groups)
                 if place not in planned:
                     planned[place] = Planned(Call(*situation.numbers, groups=groups), sharded=sharded)
@@ -225,14 +225,16 @@ class Plan:
         return True
 
 
-def _grid(parameter: Tensor) -> Grid:
+def grid_of(parameter: Tensor) -> Grid:
+    """Where the blocks of a parameter with rows lie."""
     part = sharding.part_of(parameter)
     return Grid(part.row, part.row_stride, part.origin) if part.affine and part.row else Grid()
 
 
-def _check_grad(
+def check_grad(
     optimizer: "BlockwiseOptimizer", parameter: Tensor, grad: Tensor, config: Group, group: int, position: int
 ) -> None:
+    """Raises an error that names the parameter, if it cannot be stepped with this gradient."""
     what = error = None
     name = type(optimizer).__name__
     sharded = sharding.is_sharded(parameter)
@@ -249,6 +251,11 @@ def _check_grad(
         what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
     elif not ops.has_kernel(optimizer.rule, parameter.device):
         what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
+    elif optimizer.paged and parameter.device.type != "cpu":
+        what, error = (
+            f"state in host memory for a parameter on {parameter.device} is not there yet",
+            NotImplementedError,
+        )
     elif grad.layout not in (torch.strided, torch.sparse_coo):
         what, error = f"its gradient is {grad.layout}; expected a dense or COO tensor", NotImplementedError
     elif grad.layout is torch.sparse_coo and (grad.sparse_dim() != 1 or not parameter.is_contiguous()):

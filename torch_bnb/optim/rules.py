@@ -8,6 +8,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
 from torch_bnb.optim.base import BlockwiseOptimizer
+from torch_bnb.optim.numbers import least
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.state import SIGNED, UNSIGNED
 from torch_bnb.overrides.spec import BETAS, FLAG, NON_NEGATIVE, NUMBER, RATE, SHARE, STEPS_OR_NONE, THREE_BETAS
@@ -84,7 +85,7 @@ class Adam(BlockwiseOptimizer):
             "eps": config["eps"],
             "weight_decay": config["weight_decay"],
             "debias1": 1 / (1 - beta1**step),
-            "debias2_sqrt": 1 / math.sqrt(1 - beta2**step),
+            "debias2_sqrt": (1 - beta2**step) ** -0.5,
         }
 
 
@@ -548,10 +549,10 @@ class AdEMAMix(BlockwiseOptimizer):
         beta1, beta2, beta3 = config["betas"]
         alpha = config["alpha"]
         if config["t_alpha"] is not None:
-            alpha *= min(1.0, step / config["t_alpha"])
-        if config["t_beta3"] is not None and step < config["t_beta3"]:
-            done, start, end = step / config["t_beta3"], math.log(beta1), math.log(beta3)
-            beta3 = min(beta3, math.exp(start * end / ((1 - done) * end + done * start)))
+            alpha = alpha * least(step / config["t_alpha"], 1.0)
+        if config["t_beta3"] is not None:
+            done, start, end = least(step / config["t_beta3"], 1.0), math.log(beta1), math.log(beta3)
+            beta3 = least(math.e ** (start * end / ((1 - done) * end + done * start)), beta3)
         return {
             "lr": float(config["lr"]),
             "one_minus_beta1": 1 - beta1,
@@ -562,7 +563,7 @@ class AdEMAMix(BlockwiseOptimizer):
             "eps": config["eps"],
             "weight_decay": config["weight_decay"],
             "debias1": 1 / (1 - beta1**step),
-            "debias2_sqrt": 1 / math.sqrt(1 - beta2**step),
+            "debias2_sqrt": (1 - beta2**step) ** -0.5,
         }
 
 

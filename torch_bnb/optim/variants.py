@@ -1,7 +1,7 @@
 """The names that users of 8-bit optimizers know: ``Adam8bit``, ``PagedAdamW32bit``, ... made from the rules.
 
 ``Paged*`` asks for state in host memory that a GPU reaches; on a CPU that is where state is, so there they are the
-plain optimizers.
+plain optimizers. With a parameter on a GPU they are an error: that is not there yet.
 """
 
 import inspect
@@ -27,6 +27,7 @@ def _variant(rule: type[BlockwiseOptimizer], name: str, bits: int | None, paged:
         "__doc__": f"`{rule.__name__}` with {state}{where}.\n\n    {body}\n",
         "__module__": __name__,
         "__qualname__": name,
+        "paged": paged,
     }
     cls = type(name, (rule,), members)
     parameters = rule.__signature__.parameters

@@ -1,0 +1,158 @@
+// One lane's share of a block of 256: two quads, 128 elements apart, so that what a warp's 32 lanes access together is
+// one run of memory. A lane loads, steps and stores by itself; what it must know of the others (the block's absmax,
+// sums) it is told. It must not know what a warp is: a test runs 32 of them one after another on the host.
+#pragma once
+#include "../layer.h"
+#include "quad.h"
+
+namespace bnb {
+inline namespace BNB_ISA {
+
+constexpr int kWarp = 32;
+constexpr int kQuads = kBlock / (kWarp * kQuad);
+constexpr int kPerLane = kQuads * kQuad;
+
+template <class Rule>
+class Lane {
+ public:
+  static constexpr int kStates = static_cast<int>(Rule::kStates.size());
+
+  // Loads this lane's elements of a slot's block; zeros beyond the tensor's end.
+  BNB_HD Lane(const Slot& slot, std::int64_t block, int lane)
+      : slot_(slot), block_(block), span_(span_of(slot, block)), first_(lane * kQuad) {
+    BNB_UNROLL
+    for (int q = 0; q < kQuads; ++q) {
+      read(slot.param_dtype, slot.param, quad(q), p_ + q * kQuad);
+      read(slot.grad_dtype, slot.grad, quad(q), g_ + q * kQuad);
+    }
+    load_states(std::make_index_sequence<kStates>{});
+  }
+
+  BNB_HD bool has_gradient() const {
+    bool any = false;
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i) any |= g_[i] != 0;
+    return any;
+  }
+
+  // Moves the states, and the parameter by -rate * direction. `from_zero`: the parameter becomes the move alone.
+  BNB_HD void advance(const Rule& rule, const Options& options, float rate, bool from_zero) {
+    const float scale = grad_scale_of(slot_, options);
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i)
+      move(rule, scale, options.skip_zeros, rate, from_zero, i, std::make_index_sequence<kStates>{});
+  }
+
+  // Adds the squares of this lane's elements to a block's sums.
+  BNB_HD double squares_of_parameter() const { return squares(p_); }
+
+  BNB_HD double squares_of_measured(const Rule& rule, const Options& options) const {
+    const float scale = grad_scale_of(slot_, options);
+    float x[kPerLane];
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i) x[i] = measured(rule, scale, i, std::make_index_sequence<kStates>{});
+    return squares(x);
+  }
+
+  // Of a state after `advance`, as bits, which order like the numbers and keep a NaN.
+  BNB_HD std::int32_t largest(int k) const {
+    std::int32_t most = 0;
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i) {
+      const std::int32_t bits = magnitude_bits(s_[k][i]);
+      most = bits > most ? bits : most;
+    }
+    return most;
+  }
+
+  BNB_HD bool has_codes(int k) const { return slot_.states[k].codes != nullptr; }
+
+  BNB_HD void store_parameter(const Options& options) const {
+    BNB_UNROLL
+    for (int q = 0; q < kQuads; ++q)
+      write(slot_.param_dtype, slot_.param, quad(q), p_ + q * kQuad, {options.stochastic_weights, key(options)});
+  }
+
+  // `absmax`: of the block of each state, or of the whole new state.
+  BNB_HD void store_states(const Options& options, const float* absmax) const {
+    store_states(options, absmax, std::make_index_sequence<kStates>{});
+  }
+
+ private:
+  BNB_HD Quad quad(int q) const {
+    const int first = first_ + q * kWarp * kQuad, left = span_.n - first;
+    return {span_.begin + first, left >= kQuad ? kQuad : left > 0 ? left : 0, span_.index, first};
+  }
+
+  BNB_HD bool exists(int i) const { return first_ + i / kQuad * kWarp * kQuad + i % kQuad < span_.n; }
+
+  BNB_HD std::uint64_t key(const Options& options) const {
+    return slot_.counter == nullptr ? slot_.key : mixed(options.seed, static_cast<std::uint64_t>(*slot_.counter));
+  }
+
+  template <std::size_t... K>
+  BNB_HD void load_states(std::index_sequence<K...>) {
+    BNB_UNROLL
+    for (int q = 0; q < kQuads; ++q)
+      (read_state<Rule::kStates[K]>(slot_.states[K], block_, quad(q), s_[K] + q * kQuad), ...);
+  }
+
+  // What a rule makes of zeros need not be zero, and what is beyond the end takes part in nothing.
+  template <std::size_t... K>
+  BNB_HD void move(const Rule& rule, float scale, bool skip_zeros, float rate, bool from_zero, int i,
+                   std::index_sequence<K...>) {
+    const float gradient = g_[i] * scale, from = from_zero ? 0.0f : p_[i];
+    float s[] = {s_[K][i]...};
+    const float u = rule.direction(p_[i], gradient, s[K]...);
+    const bool stays = skip_zeros && gradient == 0, there = exists(i);
+    ((s_[K][i] = !there ? 0.0f : stays ? s_[K][i] : s[K]), ...);
+    p_[i] = !there ? 0.0f : stays ? from : multiply_add(-rate, u, from);
+  }
+
+  template <std::size_t... K>
+  BNB_HD float measured(const Rule& rule, float scale, int i, std::index_sequence<K...>) const {
+    if constexpr (kLayerwise<Rule>) {
+      float s[] = {s_[K][i]...};
+      const float x = rule.measured(p_[i], g_[i] * scale, s[K]...);
+      return exists(i) ? x : 0.0f;
+    }
+    return 0.0f;
+  }
+
+  BNB_HD static double squares(const float* x) {
+    double sum = 0;
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i) sum += static_cast<double>(x[i]) * x[i];
+    return sum;
+  }
+
+  template <std::size_t... K>
+  BNB_HD void store_states(const Options& options, const float* absmax, std::index_sequence<K...>) const {
+    (store_state<K>(options, absmax[K]), ...);
+  }
+
+  template <std::size_t k>
+  BNB_HD void store_state(const Options& options, float absmax) const {
+    const State& state = slot_.states[k];
+    if (state.codes) {
+      const Scale scale(absmax);
+      BNB_UNROLL
+      for (int q = 0; q < kQuads; ++q)
+        write_codes<Rule::kStates[k]>(state.codes, quad(q), s_[k] + q * kQuad, scale,
+                                      {options.stochastic_states[k], key(options)}, k);
+      if (!state.whole && first_ == 0) state.absmax[block_] = absmax;
+    } else if (state.values) {
+      BNB_UNROLL
+      for (int q = 0; q < kQuads; ++q) write_as<Float32>(state.values, quad(q), s_[k] + q * kQuad, {});
+    }
+  }
+
+  const Slot& slot_;
+  std::int64_t block_;
+  Span span_;
+  int first_;  // within the block
+  float p_[kPerLane], g_[kPerLane], s_[kStates][kPerLane];
+};
+
+}  // namespace BNB_ISA
+}  // namespace bnb

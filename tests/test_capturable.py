@@ -1,0 +1,160 @@
+"""capturable=True: the count, the rate and the loss scale on the device. The same code on a CPU as on a GPU."""
+
+import copy
+
+import pytest
+import torch
+from cases import CASES, CONFIGS
+
+import torch_bnb as bnb
+
+SHAPES = ((64, 80), (700,), (3,))
+
+
+def train(name, config, steps=6, reload_at=None, **common):
+    torch.manual_seed(1)
+    params = [torch.randn(shape, requires_grad=True) for shape in SHAPES]
+    options = {"lr": CASES[name].lr, **config, **common, "min_8bit_size": 256}
+    lr = options["lr"]
+    optimizer = CASES[name].optimizer([{"params": params[:2]}, {"params": params[2:], "lr": lr}], **options)
+    for step in range(steps):
+        if step == reload_at:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = CASES[name].optimizer([{"params": params[:2]}, {"params": params[2:]}], **options)
+            optimizer.load_state_dict(saved)
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    return params, optimizer
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_it_steps_as_without(name, config, bits):
+    plain, _ = train(name, config, optim_bits=bits)
+    captured, optimizer = train(name, config, optim_bits=bits, capturable=True)
+    assert all(map(torch.equal, plain, captured))
+    count = optimizer.state[captured[0]]["step"]
+    assert count.dtype == torch.float64 and count == 6
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_the_rate_is_read_from_a_tensor(name):
+    """With what an override makes of it, and of a rate that does not follow."""
+
+    def run(capturable):
+        bnb.optim.GlobalOptimManager.get_instance().initialize()
+        torch.manual_seed(1)
+        params = [torch.randn(600, requires_grad=True) for _ in range(3)]
+        rate = torch.tensor(0.01)
+        optimizer = CASES[name].optimizer(params, lr=rate, capturable=capturable)
+        manager = bnb.optim.GlobalOptimManager.get_instance()
+        manager.override_config(params[1], "lr", 0.5)
+        manager.override_config(params[2], key_value_dict={"lr": 0.25, "lr_follows_schedule": False})
+        for new in (0.01, 0.02, 0.0, 0.005):
+            rate.fill_(new)  # in place, as between two replays of a graph
+            for p in params:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        return params
+
+    for plain, captured in zip(run(False), run(True), strict=True):
+        torch.testing.assert_close(captured, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_only_the_rate_depends_on_the_rate():
+    """What lets the step keep it in a tensor: the scalar lr is the option times something, the others know it not."""
+    for name, config in CONFIGS:
+        optimizer = CASES[name].optimizer([torch.zeros(3, requires_grad=True)], **config)
+        group = optimizer.param_groups[0]
+        one, other = (optimizer.scalars({**group, "lr": lr}, 7, False) for lr in (1.0, 0.25))
+        assert other.pop("lr") == 0.25 * one.pop("lr") and one == other
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_resumes_to_the_bit_and_the_other_way(name):
+    config = {"optim_bits": 8, "state_rounding": "stochastic", "weight_rounding": "stochastic", "seed": 3}
+    whole, _ = train(name, config, capturable=True)
+    resumed, _ = train(name, config, capturable=True, reload_at=3)
+    plain, _ = train(name, config, reload_at=4)
+    assert all(map(torch.equal, whole, resumed))
+    assert all(map(torch.equal, whole, plain))
+
+
+def test_nothing_in_a_step_asks_for_a_value(monkeypatch):
+    """On a GPU, asking would wait for it, and a graph could not be captured."""
+    params = [torch.randn(600, requires_grad=True) for _ in range(3)]
+    rate = torch.tensor(0.01)
+    configs = {
+        "adamw": {},
+        "ademamix": {"t_alpha": 5, "t_beta3": 5},
+        "lamb": {"max_unorm": 0.1},
+        "adagrad": {"lr_decay": 0.1},
+    }
+    for name, config in configs.items():
+        optimizer = CASES[name].optimizer(params, lr=rate, capturable=True, optim_bits=8, min_8bit_size=1, **config)
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        with monkeypatch.context() as patch:
+            for ask in ("__bool__", "__float__", "__int__", "item", "tolist", "__index__"):
+
+                def refuse(self, *_, what=f"{name}: {ask} of a tensor"):
+                    raise AssertionError(what)
+
+                patch.setattr(torch.Tensor, ask, refuse)
+            optimizer.step()
+
+
+def test_a_scaler_steps_and_skips_without_a_look():
+    torch.manual_seed(0)
+    start = torch.randn(600)
+    plain, scaled = (start.clone().requires_grad_() for _ in range(2))
+    reference = bnb.optim.AdamW([plain], lr=0.1)
+    optimizer = bnb.optim.AdamW([scaled], lr=0.1, capturable=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(4):
+        scaled.grad = None
+        weights = torch.randn(600)
+        scaler.scale((scaled * weights).sum()).backward()
+        if step == 2:
+            scaled.grad[5] = torch.inf
+        else:
+            plain.grad = weights
+            reference.step()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 512.0
+    assert optimizer.state[scaled]["step"] == reference.state[plain]["step"] == 3
+    torch.testing.assert_close(scaled, plain)
+
+
+def test_a_scaler_that_has_unscaled_for_clipping_leaves_nothing_to_do():
+    parameter = torch.zeros(8, requires_grad=True)
+    optimizer = bnb.optim.SGD([parameter], lr=1.0, capturable=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(parameter.sum()).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_value_([parameter], 0.5)
+    scaler.step(optimizer)
+    assert torch.equal(parameter, torch.full((8,), -0.5))
+
+
+def test_without_it_a_scaler_does_the_work():
+    assert not bnb.optim.AdamW([torch.zeros(3, requires_grad=True)])._step_supports_amp_scaling
+
+
+@pytest.mark.parametrize(
+    ("options", "grad", "message"),
+    [
+        ({"percentile_clipping": 5}, torch.ones(4, 4), "parameter 0 of group 0: percentile_clipping and capturable"),
+        ({}, torch.eye(4).to_sparse(1), "capturable=True takes no gradient with layout torch.sparse_coo"),
+    ],
+)
+def test_what_it_cannot_do_is_an_error(options, grad, message):
+    parameter = torch.zeros(4, 4, requires_grad=True)
+    optimizer = bnb.optim.SGD([parameter], capturable=True, **options)
+    parameter.grad = grad
+    with pytest.raises(NotImplementedError, match=message):
+        optimizer.step()
+    assert not parameter.any()

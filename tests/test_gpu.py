@@ -1,0 +1,214 @@
+"""The CUDA kernels on a CUDA device, beside the CPU's. `make gpu` runs them; without a device they are skipped."""
+
+import pytest
+import torch
+from calls import DTYPES, a_call, clone, same_bits
+from cases import CASES, CONFIGS
+from torch.profiler import ProfilerActivity, profile
+
+import torch_bnb as bnb
+from torch_bnb import ops
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+SIZES = (700, 1, 256, 3, 1023, 4, 511, 2048, 100_000)
+MOST_DIFFERENT = 1e-4
+"""Share of the elements that may get another code or last bit than on the CPU: both round every operation alike, but a
+norm is a double that is added up in another order, and two instructions treat a NaN in their own way."""
+
+
+def to(device, tensors):
+    return [[t.to(device) if t.numel() else t for t in part] for part in tensors]
+
+
+def assert_agree(ours, theirs):
+    """(params, states, absmax) of both. How many elements differ is bounded, and by how much."""
+    different = elements = 0
+    for a, b in zip(ours, theirs, strict=True):
+        b = b.cpu()
+        elements += a.numel()
+        if a.dtype == torch.uint8:
+            away = (a.int() - b.int()).abs()
+            assert away.max() <= 1
+            different += int((away > 0).sum())
+        elif not same_bits(a, b):
+            different += int((a != b).sum())
+            torch.testing.assert_close(a, b, rtol=1e-2 if a.element_size() == 2 else 1e-6, atol=1e-30)
+    assert different <= MOST_DIFFERENT * elements, f"{different} of {elements}"
+
+
+def both(name, tensors, scalars, **options):
+    params, grads, states, absmax = tensors
+    ours = [clone(params), grads, clone(states), clone(absmax)]
+    theirs = to("cuda", tensors)
+    ops.update(name, *ours, scalars, **options)
+    if "grad_scales" in options:
+        options = {**options, "grad_scales": options["grad_scales"].cuda()}
+    ops.update(name, *theirs, scalars, **options)
+    return [*ours[0], *ours[2], *ours[3]], [*theirs[0], *theirs[2], *theirs[3]]
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_every_rule_in_every_dtype(name, config, bits):
+    tensors, scalars = a_call(name, config, SIZES, [DTYPES[i % 4] for i in range(len(SIZES))], bits)
+    assert_agree(*both(name, tensors, scalars))
+
+
+OPTIONS = {
+    "skip_zeros": {"skip_zeros": True},
+    "max_unorm": {"max_unorm": 1e-3},
+    "scales": {"grad_scales": torch.linspace(0.1, 2, len(SIZES))},
+    "stochastic": {"stochastic_weights": True, "stochastic_states": [0], "seed": 7, "keys": list(range(len(SIZES)))},
+}
+
+
+@pytest.mark.parametrize("block_wise", [True, False])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_option(name, option, block_wise):
+    tensors, scalars = a_call(name, {}, SIZES, [DTYPES[i % 4] for i in range(len(SIZES))], block_wise=block_wise)
+    tensors[1][0][100:300] = 0
+    assert_agree(*both(name, tensors, scalars, **OPTIONS[option]))
+
+
+def test_a_call_of_more_parameters_than_one_launch_takes():
+    tensors, scalars = a_call("adamw", {}, [300] * 2000, [torch.float32] * 2000)
+    assert_agree(*both("adamw", tensors, scalars))
+
+
+def test_tensors_that_are_not_aligned():
+    tensors, scalars = a_call("adamw", {}, (1000, 700), DTYPES[:2])
+    ours = to("cuda", tensors)
+    odd = [[torch.cat([t.new_zeros(3), t])[3:] if t.numel() else t for t in part] for part in ours]
+    for given in (ours, odd):
+        ops.update("adamw", *given, scalars)
+    assert all(same_bits(a, b) for a, b in zip([*ours[0], *ours[2]], [*odd[0], *odd[2]], strict=True))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_codec(signed):
+    x = torch.randn(100_003) * torch.logspace(-8, 2, 100_003)
+    x = x if signed else x.abs()
+    for blocksize in (256, 64, 4096, x.numel()):
+        codes, absmax = bnb.codec.quantize_blockwise(x, signed, blocksize)
+        theirs = bnb.codec.quantize_blockwise(x.cuda(), signed, blocksize)
+        assert torch.equal(codes, theirs[0].cpu()) and torch.equal(absmax, theirs[1].cpu())
+        back = bnb.codec.dequantize_blockwise(*theirs, signed, blocksize)
+        assert torch.equal(bnb.codec.dequantize_blockwise(codes, absmax, signed, blocksize), back.cpu())
+
+
+def model(device, count=3):
+    torch.manual_seed(0)
+    params = [torch.randn(128, 96) for _ in range(count)]
+    grads = [torch.randn(128, 96) for _ in range(count)]
+    params = [p.to(device).requires_grad_() for p in params]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g.to(device)
+    return params
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_waits_for_nothing_and_copies_nothing(name):
+    optimizer = CASES[name].optimizer(model("cuda"), optim_bits=8, lr=CASES[name].lr)
+    optimizer.step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    names = [event.name for event in profiler.events()]
+    assert not [n for n in names if "Memcpy" in n or n in ("cudaDeviceSynchronize", "cudaStreamSynchronize")]
+    launches = sum(n == "cudaLaunchKernel" for n in names)
+    assert launches <= (4 if optimizer.layerwise else 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_graph_repeats_the_step(name):
+    """Twenty replays against twenty steps; the rate moves between them."""
+    results = []
+    for captured in (False, True):
+        params = model("cuda")
+        rate = torch.tensor(CASES[name].lr, device="cuda")
+        config = {"state_rounding": "stochastic", "weight_rounding": "stochastic", "optim_bits": 8}
+        optimizer = CASES[name].optimizer(params, lr=rate, capturable=True, **config)
+        optimizer.step()  # makes the state
+        graph = torch.cuda.CUDAGraph()
+        if captured:
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+        for step in range(20):
+            rate.fill_(CASES[name].lr / (1 + step))
+            graph.replay() if captured else optimizer.step()
+        results.append([*params, optimizer.state[params[0]]["step"]])
+    assert all(map(torch.equal, *results))
+    assert results[1][-1] == 21
+
+
+def test_a_first_step_in_a_capture_is_an_error():
+    optimizer = bnb.optim.AdamW(model("cuda"), capturable=True)
+    torch.cuda.synchronize()
+    with (
+        pytest.raises(RuntimeError, match="take one before the graph is captured"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        optimizer.step()
+
+
+def test_another_stream():
+    plain, streamed = model("cuda"), model("cuda")
+    for params in (plain, streamed):
+        optimizer = bnb.optim.AdamW(params, optim_bits=8)
+        stream = torch.cuda.Stream() if params is streamed else torch.cuda.current_stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(10):
+                optimizer.step()
+        torch.cuda.current_stream().wait_stream(stream)
+    assert all(map(torch.equal, plain, streamed))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device")
+def test_parameters_on_several_devices():
+    here, there = model("cuda:0"), model("cuda:1")
+    optimizer = bnb.optim.AdamW([*here, *there], optim_bits=8)
+    with torch.cuda.device(1):
+        optimizer.step()
+    optimizer.step()
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_and_its_checkpoint_on_both_devices(name):
+    trained = []
+    for device in ("cpu", "cuda"):
+        params = model(device)
+        optimizer = CASES[name].optimizer(params, lr=CASES[name].lr, optim_bits=8)
+        for _ in range(5):
+            optimizer.step()
+        moved = [p.detach().cpu().requires_grad_() for p in params]
+        for p, q in zip(params, moved, strict=True):
+            q.grad = p.grad.cpu()
+        resumed = CASES[name].optimizer(moved, lr=CASES[name].lr, optim_bits=8)
+        resumed.load_state_dict(optimizer.state_dict())
+        resumed.step()
+        trained.append(moved)
+    for a, b in zip(*trained, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+        assert (a != b).float().mean() < 0.01
+
+
+@pytest.mark.slow
+def test_indices_beyond_2_to_the_31():
+    n = 2**31 + 300
+    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
+        pytest.skip("needs 16 GiB of free device memory")
+    parameter = torch.zeros(n, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    parameter.grad = torch.zeros_like(parameter)
+    parameter.grad[-300:] = 1
+    optimizer = bnb.optim.Lion([parameter], lr=0.5, optim_bits=8)
+    optimizer.step()
+    assert (parameter[-300:] == -0.5).all() and parameter[:-300].count_nonzero() == 0

@@ -1,0 +1,167 @@
+"""``capturable=True``: a step whose count, learning rate and loss scale live on the device, for CUDA graphs.
+
+Nothing of it reads a tensor on the host: what changes from step to step is computed by torch's operators into tensors
+that the kernels read. On a CPU it is the same code. Knows groups and calls as the plan does; nothing of a rule.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torch_bnb import ops
+from torch_bnb.optim import options, sharding
+from torch_bnb.optim import state as storage
+from torch_bnb.optim.calls import Call
+from torch_bnb.optim.plan import check_grad, grid_of
+from torch_bnb.optim.slots import Group, Slot
+from torch_bnb.optim.state import Form, State
+
+if TYPE_CHECKING:
+    from torch_bnb.optim.base import BlockwiseOptimizer
+
+
+@dataclass
+class Captured:
+    """One call, and what its scalars are made of."""
+
+    call: Call
+    config: Group
+    """With the learning rate for a group's rate of 1."""
+    rate: float | Tensor
+    """The group's, or 0 and 1 for a rate that does not follow it."""
+    fresh: bool
+    count: Tensor
+    """The steps that its parameters have taken, float64, shape (), one tensor for all of them."""
+    indices: list[int] = field(default_factory=list)
+    """Of its parameters among all of the optimizer's."""
+
+
+class CapturedPlan:
+    """The calls of one step. A replayed graph makes no plan, so none is kept.
+
+    Args:
+        optimizer: Whose parameters, groups and state.
+        rows: Its slots, by group and position.
+    """
+
+    def __init__(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
+        self._calls: dict[tuple, Captured] = {}
+        counts: dict[tuple, Tensor] = {}
+        index = -1
+        for g, (group, slots) in enumerate(zip(optimizer.param_groups, rows, strict=True)):
+            unit = {**group, "lr": 1.0}
+            for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
+                index += 1
+                if (grad := parameter.grad) is None:
+                    continue
+                config = slot.config(unit)
+                check_grad(optimizer, parameter, grad, config, g, i)
+                _refuse(optimizer, parameter, grad, group, config, f"parameter {i} of group {g}")
+                state = optimizer.state[parameter]
+                fresh = not any(storage.has(state, name) for name in optimizer.states)
+                count = _count(state, parameter.device, counts)
+                bits = 8 if storage.wants_8bit(config, parameter) else 32
+                grid = grid_of(parameter) if storage.wanted(config, parameter) is Form.ROWS else None
+                place = (parameter.device, g, id(slot.overrides), bits, fresh, id(count), grid is None)
+                if place not in self._calls:
+                    own = {**config, "optim_bits": bits}
+                    arguments = options.arguments(own, optimizer.states, optimizer.decays(own))
+                    call = Call({}, arguments, optimizer.active_states(own))
+                    self._calls[place] = Captured(call, own, _rate(group, slot), fresh, count)
+                captured = self._calls[place]
+                captured.indices.append(index)
+                storage.prepare(state, captured.call.active, parameter, config, optimizer.initial(config))
+                captured.call.add(parameter, grad, state, 0, grid)
+
+    def run(self, optimizer: "BlockwiseOptimizer") -> None:
+        """Steps every parameter, unless a GradScaler's ``found_inf`` says on the device that none may change."""
+        scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        for count in {id(captured.count): captured.count for captured in self._calls.values()}.values():
+            count += 1 if found_inf is None else 1 - found_inf.to(count)
+        for captured in self._calls.values():
+            call, device = captured.call, captured.count.device
+            scalars = optimizer.scalars(captured.config, captured.count, captured.fresh)
+            scalars["lr"] = scalars["lr"] * captured.rate
+            moving = {"scalars": torch.stack([_on(device, scalar) for scalar in scalars.values()])}
+            if call.arguments["stochastic_states"] or call.arguments["stochastic_weights"]:
+                moving["moving_keys"] = (captured.count.long() << 32) | _as_tensor(captured.indices, device)
+            if found_inf is not None:
+                moving["found_inf"] = _on(device, found_inf)
+            if scale is not None:
+                call.grad_scales = _on(device, scale).reciprocal().expand(len(call.params)).contiguous()
+            ops.update_on_device(optimizer.rule, *call.tensors(optimizer.states), **moving, **call.keywords())
+            for put_back in call.put_back:
+                put_back()
+            torch.autograd.graph.increment_version(call.params)
+            for state in call.stepped:
+                state["step"] = captured.count
+
+    def __bool__(self) -> bool:
+        """Whether any parameter steps."""
+        return bool(self._calls)
+
+    def cut(self) -> list[str]:
+        """The parameters whose state shards would cut: none, there are no shards here."""
+        return []
+
+    def renew(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> bool:
+        """Never: see above."""
+        return False
+
+
+def _refuse(
+    optimizer: "BlockwiseOptimizer", parameter: Tensor, grad: Tensor, group: Group, config: Group, place: str
+) -> None:
+    what: str | None = None
+    if sharding.is_sharded(parameter):
+        what = "capturable=True takes no sharded parameter"
+    elif grad.layout is not torch.strided:
+        what = f"capturable=True takes no gradient with layout {grad.layout}"
+    elif config["percentile_clipping"] < 100:
+        what = "percentile_clipping and capturable=True do not go together"
+    if what is not None:
+        raise NotImplementedError(f"{type(optimizer).__name__}: {place}: {what}")
+    rate = group["lr"]
+    if isinstance(rate, Tensor) and rate.device != parameter.device:
+        raise ValueError(
+            f"{type(optimizer).__name__}: {place}: capturable=True: lr is a tensor on {rate.device}, the parameter is "
+            f"on {parameter.device}; expected the same"
+        )
+
+
+def _count(state: State, device: torch.device, made: dict[tuple, Tensor]) -> Tensor:
+    """The count of a parameter's steps; parameters that are made or loaded together share one tensor."""
+    step = state.get("step", 0)
+    if isinstance(step, Tensor) and step.device == device:
+        return step
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("capturable=True: a first step makes the state; take one before the graph is captured")
+    key = (device, float(step))
+    if key not in made:
+        made[key] = torch.full((), float(step), dtype=torch.float64, device=device)
+    return made[key]
+
+
+def _rate(group: Group, slot: Slot) -> float | Tensor:
+    """What to multiply the rate by that a slot has where its group's is 1."""
+    rate, overrides = group["lr"], slot.overrides
+    follows = overrides.get("lr") is None or (overrides.get("lr_follows_schedule", True) and group["base_lr"] != 0)
+    return rate if follows else (rate != 0) * 1.0
+
+
+def _on(device: torch.device, scalar: float | Tensor) -> Tensor:
+    """As a float32 scalar on a device; nothing is copied there from the host, which a graph could not repeat."""
+    if isinstance(scalar, Tensor):
+        return scalar.to(device, torch.float32).reshape(())
+    return torch.full((), scalar, dtype=torch.float32, device=device)
+
+
+def _as_tensor(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Ascending numbers as int64, likewise."""
+    starts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(numbers)) if b != a + 1), len(numbers)]
+    runs = [torch.arange(numbers[a], numbers[b - 1] + 1, device=device) for a, b in pairwise(starts)]
+    return torch.cat(runs)
