@@ -63,10 +63,15 @@ def _prepare(
 ) -> Any:
     """`prepare`, where `framework` is what it stands before."""
     plugin = BnbOptimizerPlugin() if plugin is None else plugin
-    engine = engine_of(accelerator)
-    models = [item for item in objects if isinstance(item, nn.Module)] or list(accelerator._models)
+    models = [item for item in objects if isinstance(item, nn.Module)]
+    concerned = any(isinstance(item, (BlockwiseOptimizer, BnbDummyOptim)) for item in objects)
+    if concerned and not models:
+        models = list(accelerator._models)
     for model in models:
         plugin.register(model)
+    if not concerned:
+        return framework(*objects, device_placement=device_placement)
+    engine = engine_of(accelerator)
 
     made = list(objects)
     placement = [None] * len(made) if device_placement is None else list(device_placement)

@@ -111,6 +111,15 @@ def test_optimizers_of_other_libraries_pass_through():
     assert type(optimizer.optimizer) is torch.optim.SGD
 
 
+def test_a_model_may_be_prepared_before_its_optimizer():
+    accelerator, plugin = Accelerator(cpu=True), BnbOptimizerPlugin(overrides={"head.bias": {"weight_decay": 0.5}})
+    model = prepare(accelerator, Model(), plugin=plugin)
+    optimizer = prepare(accelerator, BnbDummyOptim(), plugin=plugin)
+    rows = bnb.optim.GlobalOptimManager.get_instance().explain(optimizer.optimizer)
+    assert rows["head.bias"].overrides == {"weight_decay": 0.5} and rows["body.weight"].bits == 32
+    bnb.verify(model, optimizer)
+
+
 def test_several_models_and_optimizers_in_one_call():
     first, second = Model(), nn.Linear(64, 64)
     accelerator, plugin = Accelerator(cpu=True), BnbOptimizerPlugin()
@@ -212,13 +221,17 @@ def test_trackers_get_what_report_measures(tmp_path):
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
     accelerator.init_trackers("run")
     model, optimizer, loader = prepare(accelerator, Model(), BnbDummyOptim(), data(2))
-    train(accelerator, model, optimizer, loader)
+    seen = []
+    with bnb.monitor.watch(optimizer.optimizer, when=lambda: True, then=seen.append):
+        train(accelerator, model, optimizer, loader)
+    accelerator.log(bnb.monitor.as_metrics(seen[-1]), step=2)
     total = bnb.report(optimizer.optimizer).total
     accelerator.log({"optimizer/state_bytes": total.state, "optimizer/state_bytes_32bit": total.state_32bit}, step=2)
     accelerator.end_training()
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     assert events.Scalars("optimizer/state_bytes")[0].value == total.state < total.state_32bit
+    assert 0 < events.Scalars("optimizer_state/group0/quantization_error")[0].value < 0.1
 
 
 class Engine:

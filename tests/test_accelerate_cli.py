@@ -177,4 +177,4 @@ def test_estimate_prints_the_table_of_a_factory_or_of_a_transformers_config(tmp_
     main(["estimate", str(tmp_path)])
     assert "transformer.wte.weight" in capsys.readouterr().out
     assert "expected package.module:factory" in fails(capsys, "estimate", "byte_gpt:")
-    assert "--lr ='fast': expected a number" in fails(capsys, "estimate", "byte_gpt:ByteGPT", "--lr", "fast")
+    assert "--lr='fast': expected a number" in fails(capsys, "estimate", "byte_gpt:ByteGPT", "--lr", "fast")

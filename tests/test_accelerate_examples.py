@@ -30,7 +30,8 @@ def test_accelerate_and_lightning_train_the_same_model_with_the_same_losses():
     text = standard_library_text()
     args = accelerate_gpt.parser().parse_args(["--cpu", "--steps", "20", "--lr", "1e-3", "--weight_decay", "0.1"])
     losses = accelerate_gpt.training_function(args, text)
-    assert len(losses) == 20 and losses == lightning_gpt.train("8bit", 0, 20, text)["losses"]
+    other = lightning_gpt.train("8bit", 0, 20, text, accelerator="cpu", devices=1, strategy="auto", precision="32-true")
+    assert len(losses) == 20 and losses == other["losses"]
 
 
 def test_plain_torch_trains(capsys):

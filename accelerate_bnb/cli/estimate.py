@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     given = {known.name: getattr(options, known.name) for known in fields(BnbOptimizerPlugin)}
     plugin = BnbOptimizerPlugin(
         **{
-            name: text if name == "config_file" else settings.parse(name, text, f"--{name} ")
+            name: text if name == "config_file" else settings.parse(name, text, f"--{name}")
             for name, text in given.items()
             if text is not None
         }
