@@ -83,6 +83,8 @@ def extension() -> "cpp_extension.Extension":
     unneeded = ("torch_cuda", "c10_cuda", "cudart")
     module.libraries = [lib for lib in module.libraries if lib not in unneeded]
     module.libraries += ["cudart_static", "rt", "dl", "pthread"]
+    if torch.version.cuda is not None:  # its only symbol here is weak, for which a linker would leave the library out
+        module.extra_link_args = ["-Wl,--no-as-needed", "-ltorch_cuda"]
     return module
 
 

@@ -6,6 +6,31 @@ from torch_bnb.optim import GlobalOptimManager
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="where tests make the tensors for which they name no device")
+    parser.addoption("--skip-missing", action="store_true", help="skip tests of packages that are not installed")
+
+
+ORACLES = (
+    "bitsandbytes",
+    "torchao",
+    "expecttest",
+    "mypy",
+    "transformers",
+    "jsonargparse",
+    "yaml",
+    "rich",
+    "matplotlib",
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """On a machine without network not every package of [dev] is there; elsewhere a missing one is a failure."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if item.config.getoption("--skip-missing") and (error.name or "").partition(".")[0] in ORACLES:
+            pytest.skip(f"{error.name} is not installed")
+        raise
 
 
 @pytest.fixture(autouse=True)

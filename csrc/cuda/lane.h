@@ -65,8 +65,6 @@ class Lane {
     return most;
   }
 
-  BNB_HD bool has_codes(int k) const { return slot_.states[k].codes != nullptr; }
-
   BNB_HD void store_parameter(const Options& options) const {
     BNB_UNROLL
     for (int q = 0; q < kQuads; ++q)

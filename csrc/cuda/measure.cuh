@@ -8,7 +8,7 @@ namespace bnb::cuda {
 constexpr int kShares = 32;           // thread blocks for each parameter
 constexpr int kThreadsOfShare = 256;  // in each
 
-// The sum of what every thread of a block brings, in thread 0.
+// The sum of what every thread of a block brings, for thread 0.
 template <int kCount>
 __device__ Measure add_up(const Measure& own) {
   __shared__ Measure sums[kCount];
@@ -17,7 +17,7 @@ __device__ Measure add_up(const Measure& own) {
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < half) add(sums[threadIdx.x], sums[threadIdx.x + half]);
   }
-  return sums[0];
+  return sums[threadIdx.x];
 }
 
 // Thread block s * kShares + i: the i-th share of slot s.

@@ -6,7 +6,11 @@ namespace bnb::cuda {
 
 // CUDA takes 32764 bytes of arguments since 12.1 (Volta and newer), before that 4096.
 #ifndef BNB_LAUNCH_BYTES
+#if defined(CUDART_VERSION) && CUDART_VERSION < 12010
+#define BNB_LAUNCH_BYTES 4096
+#else
 #define BNB_LAUNCH_BYTES 32764
+#endif
 #endif
 
 // Some slots of a batch, with all that holds for them. Blocks are counted over the whole batch.

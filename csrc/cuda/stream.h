@@ -21,6 +21,8 @@ class OnDevice {
   explicit OnDevice(std::int32_t device) : guard_(device), device_(device) {}
 
   cudaStream_t stream() const {
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                    "torch_bnb was built for a torch without CUDA: build it again with the torch that runs it");
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     return static_cast<cudaStream_t>(stream);
