@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils.deepspeed import DummyScheduler  # importable without DeepSpeed there
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
@@ -14,7 +16,7 @@ from accelerate_bnb.engines import Engine, engine_of
 from accelerate_bnb.fsdp1 import make_loadable
 from accelerate_bnb.placeholder import BnbDummyOptim
 from accelerate_bnb.plugin import BnbOptimizerPlugin
-from torch_bnb import report, verify
+from torch_bnb import check_agreement, report, verify
 from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
 
 logger = get_logger(__name__)
@@ -99,6 +101,9 @@ def _prepare(
     if mine and trained:
         beside = [item for item in made if isinstance(item, Optimizer) and not any(item is own for own in mine)]
         verify(trained[0] if len(trained) == 1 else nn.ModuleList(trained), mine, before, beside)
+    if any(isinstance(item, DistributedDataParallel) for item in trained):  # plain parameters: nobody else compares
+        for optimizer in mine:
+            check_agreement(optimizer.optimizer, [torch.distributed.group.WORLD])
     if engine is Engine.FSDP1:
         for optimizer in mine:
             make_loadable(optimizer.optimizer)

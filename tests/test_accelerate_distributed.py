@@ -194,6 +194,22 @@ def test_fsdp2_goes_on_after_a_kill_on_any_number_of_processes(kind, worlds, tmp
             assert rates["body.weight"] == pytest.approx(lr / 10)
 
 
+def disagreeing(rank):
+    from accelerate_bnb import BnbOptimizerPlugin, prepare
+
+    model = Model()
+    plugin = BnbOptimizerPlugin(overrides={"head.weight": {"optim_bits": 32}} if rank else None)
+    try:
+        prepare(start(rank, 2), model, plugin.create_optimizer(model), plugin=plugin)
+    except ValueError as error:
+        return str(error)
+
+
+def test_processes_under_ddp_that_disagree_are_told_by_prepare(tmp_path):
+    for said in processes.run(disagreeing, 2, tmp_path):
+        assert "the processes disagree about head.weight: optim_bits=8 and optim_bits=32" in said
+
+
 def fsdp1(rank):
     from accelerate_bnb import BnbDummyOptim, BnbOptimizerPlugin, prepare
 
