@@ -1,8 +1,10 @@
 """Checkpoints that are damaged, hostile or half written: an error that says so, and nothing is changed."""
 
+import contextlib
 import copy
 import functools
 import io
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -267,6 +269,38 @@ def test_a_flipped_bit_in_a_tensor_is_found(tmp_path):
     assert torch.load(tmp_path / "flipped.pt", weights_only=True), "torch does not look"
     with pytest.raises(ValueError, match=r"flipped.pt: it is damaged: the checksum of .*/data/\d+ is wrong"):
         bnb.checkpoint.load(tmp_path / "flipped.pt")
+
+
+def test_an_entry_that_says_it_is_a_folder_is_found(tmp_path):
+    """torch reads nothing for it, so a tensor would be whatever was in its memory."""
+    path, changed = tmp_path / "flipped.pt", bytearray(saved_bytes())
+    name = b"archive/data/2"
+    in_directory = changed.rindex(name)
+    changed[in_directory - 8] ^= 0x10  # the attributes, in the entry of the zip's directory (APPNOTE.TXT 4.3.12)
+    path.write_bytes(changed)
+    assert torch.load(path, weights_only=True), "torch does not look"
+    with pytest.raises(ValueError, match=r"flipped.pt: it is damaged: archive/data/2 is marked as a folder"):
+        bnb.checkpoint.load(path)
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_outside_the_tensors_changes_anything(tmp_path):
+    """What hypothesis samples below the tensors' checksums, all of it: headers, pickle, directory."""
+    path, saved = tmp_path / "flipped.pt", saved_bytes()
+    inside = set()
+    for state in saved_in("8 bits")["state"].values():
+        for value in state.values():
+            if torch.is_tensor(value) and value.numel() > 1:
+                body = value.numpy().tobytes()
+                inside.update(range(saved.index(body), saved.index(body) + len(body)))
+    places = sorted(set(range(len(saved))) - inside)
+    assert 3000 < len(places) < 6000
+    for at, bit in itertools.product(places, range(8)):
+        changed = bytearray(saved)
+        changed[at] ^= 1 << bit
+        path.write_bytes(changed)
+        with contextlib.suppress(ValueError):
+            assert same(bnb.checkpoint.load(path), saved_in("8 bits")), f"bit {bit} of byte {at}"
 
 
 class Hostile:

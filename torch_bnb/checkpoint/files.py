@@ -11,6 +11,9 @@ import torch
 
 from torch_bnb.checkpoint.formats.torchao import STAND_INS
 
+# In a zip entry's attributes; torch reads nothing for such an entry and leaves the tensor's memory as it was.
+_FOLDER = 0x10
+
 
 class DamagedError(Exception):
     """What is wrong with a file, before its name is known."""
@@ -79,6 +82,8 @@ def load(path: str | os.PathLike) -> Any:
                 with zipfile.ZipFile(file) as archive:
                     if damaged := archive.testzip():
                         raise DamagedError(f"the checksum of {damaged} is wrong")
+                    if folders := [entry.filename for entry in archive.infolist() if entry.external_attr & _FOLDER]:
+                        raise DamagedError(f"{folders[0]} is marked as a folder")
             file.seek(0)
             with torch.serialization.safe_globals(STAND_INS):
                 return torch.load(file, map_location="cpu", weights_only=True)
