@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.peers import BITSANDBYTES, OURS, TORCH_FUSED, TORCHAO, Peer, find
+from benchmarks.peers import BITSANDBYTES, OURS, TORCH_FUSED, TORCHAO, Peer, find, paged
 from benchmarks.timing import summary
 
 MIB = 1024**2
@@ -80,6 +80,19 @@ def copy_bandwidth(clock: Clock, device: torch.device, size: int, repeats: int) 
     return 2 * size / clock.measure(partial(target.copy_, source), repeats)["median"]
 
 
+def bus_bandwidth(clock: Clock, device: torch.device, size: int, repeats: int) -> float:
+    """Bytes a second of a copy of `size` bytes from page-locked host memory to the device; the median."""
+    source = torch.empty(size, dtype=torch.uint8, pin_memory=clock.cuda)
+    target = torch.empty(size, dtype=torch.uint8, device=device)
+    return size / clock.measure(partial(target.copy_, source, non_blocking=True), repeats)["median"]
+
+
+def bytes_on_the_bus(optimizer: torch.optim.Optimizer) -> int:
+    """What of the state crosses the bus at a step, in each direction."""
+    state = [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, torch.Tensor)]
+    return sum(t.nbytes for t in state if t.device.type == "cpu" and t.dim() > 0)
+
+
 def floor_in_bytes(optimizer: torch.optim.Optimizer, params: list[torch.Tensor]) -> int:
     """What a step must move: parameters and state read and written, gradients read."""
     state = [t for entry in optimizer.state.values() for t in entry.values() if isinstance(t, torch.Tensor)]
@@ -110,7 +123,8 @@ def cell(peer: Peer, rule: str, shapes: list, dtype: torch.dtype, clock: Clock, 
     found = clock.measure(optimizer.step, repeats)
     moved = floor_in_bytes(optimizer, params)
     calls = calls_of_a_step(optimizer.step) if clock.cuda else {}
-    return {"seconds": found, "floor_bytes": moved, "bytes_per_second": moved / found["median"], **calls}
+    row = {"seconds": found, "floor_bytes": moved, "bytes_per_second": moved / found["median"], **calls}
+    return {**row, "bus_bytes": bytes_on_the_bus(optimizer)} if clock.cuda else row
 
 
 def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -121,11 +135,13 @@ def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     memory = torch.cuda.mem_get_info()[0] if cuda else 2**30
     repeats = 3 if args.quick else args.repeats
     peers, missing = find([TORCH_FUSED, BITSANDBYTES, TORCHAO] if cuda else [TORCH_FUSED], [8, 32])
+    peers += paged() if cuda else paged()[:1]
     copies = [copy_bandwidth(clock, device, (1 if args.quick else 2048) * MIB, repeats)]
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if cuda else "cpu, a dry run",
         "torch": torch.__version__,
         "left_out": missing,
+        "bus_bytes_per_second": bus_bandwidth(clock, device, (1 if args.quick else 512) * MIB, repeats),
         "cells": [],
     }
     for name, shapes in shapes_of(args.quick, memory).items():
@@ -151,6 +167,8 @@ def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     for row in result["cells"]:
         if "bytes_per_second" in row:
             row["share_of_copy"] = row["bytes_per_second"] / result["copy_bytes_per_second"]
+        if row.get("bus_bytes"):  # both directions at once
+            row["share_of_bus"] = row["bus_bytes"] / row["seconds"]["median"] / result["bus_bytes_per_second"]
     (out / "gpu-bench.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 

@@ -5,6 +5,7 @@ not installed, or that fails when imported, is left out with a reason.
 """
 
 import importlib
+import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -134,6 +135,17 @@ def find(libraries: Iterable[str], bits: Iterable[int]) -> tuple[list[Peer], dic
         except Exception as error:
             missing[library] = f"its import fails: {type(error).__name__}: {error}"
     return found, missing
+
+
+def paged() -> list[Peer]:
+    """Those with 8-bit state in host memory: ours, and bitsandbytes' where it is installed."""
+    in_host_memory = {rule: partial(ours, optim_bits=8, state_device="cpu") for rule, ours in RULES.items()}
+    found = [Peer(f"{OURS} paged", 8, in_host_memory)]
+    if importlib.util.find_spec(BITSANDBYTES):
+        optim = _module(BITSANDBYTES).optim
+        theirs = {rule: getattr(optim, f"Paged{ours.__name__}8bit", None) for rule, ours in RULES.items()}
+        found.append(Peer(f"{BITSANDBYTES} paged", 8, {rule: build for rule, build in theirs.items() if build}))
+    return found
 
 
 def one(library: str, bits: int | None) -> Peer:

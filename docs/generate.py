@@ -184,8 +184,8 @@ Each but the last three may be [another for one parameter](../overrides.md).
 ## Names
 
 Every optimizer has five more names: with `8bit` or `32bit` behind its own, which fixes `optim_bits`; with `Paged`
-before it; and with both. `Paged` asks for state in host memory that a GPU reaches. On a CPU that is where state is, so
-there it is the plain optimizer.
+before it; and with both. `Paged` keeps state in [host memory](../cuda.md#state-in-host-memory) (`state_device="cpu"`).
+On a CPU that is where state is, so there it is the plain optimizer.
 """
 
 

@@ -1,5 +1,7 @@
 """The CUDA kernels on a CUDA device, beside the CPU's. `make gpu` runs them; without a device they are skipped."""
 
+import copy
+
 import pytest
 import torch
 from calls import DTYPES, a_call, clone, same_bits
@@ -8,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import torch_bnb as bnb
 from torch_bnb import ops
+from torch_bnb.optim import paging
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -199,6 +202,87 @@ def test_a_training_and_its_checkpoint_on_both_devices(name):
     for a, b in zip(*trained, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
         assert (a != b).float().mean() < 0.01
+
+
+PAGED_OPTIONS = {
+    "8 bits": {"optim_bits": 8},
+    "32 bits": {"optim_bits": 32},
+    "rows, stochastic": {"optim_bits": 8, "block_grid": "rows", "state_rounding": "stochastic"},
+    "max_unorm": {"optim_bits": 8, "max_unorm": 0.1},
+}
+
+
+@pytest.mark.parametrize("option", PAGED_OPTIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_state_in_host_memory_makes_the_same_bits(name, option, monkeypatch):
+    monkeypatch.setattr(paging, "CHUNK_BYTES", 10_000)
+    results = []
+    for place in (None, "cpu"):
+        params = model("cuda", count=20)
+        options = {"lr": CASES[name].lr, "state_device": place, **PAGED_OPTIONS[option]}
+        optimizer = CASES[name].optimizer(params, **options)
+        for _ in range(10):
+            optimizer.step()
+        results.append((params, optimizer.state_dict()["state"]))
+    (params, plain), (others, paged) = results
+    assert all(map(torch.equal, params, others))
+    for index, entry in plain.items():
+        for key, value in entry.items():
+            if torch.is_tensor(value):
+                kept = paged[index][key]
+                assert kept.device.type == "cpu" and kept.is_pinned() and torch.equal(kept, value.cpu())
+
+
+def test_a_step_with_state_in_host_memory_waits_for_nothing():
+    optimizer = bnb.optim.PagedAdamW8bit(model("cuda"))
+    optimizer.step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    copies = [event.name for event in profiler.events() if event.name.startswith("Memcpy")]
+    assert len([name for name in copies if "HtoD" in name]) == len([name for name in copies if "DtoH" in name]) == 12
+    assert all("Pinned" in name for name in copies)
+
+
+def test_state_goes_between_device_and_host_when_it_is_loaded_moved_or_hinted(manager):
+    params = model("cuda")
+    paged, plain = bnb.optim.PagedAdamW8bit(params), bnb.optim.AdamW8bit(params)
+    paged.step()
+    plain.load_state_dict(paged.state_dict())
+    assert {value.device.type for value in tensors_of(plain)} == {"cuda"}
+    paged.load_state_dict(plain.state_dict())
+    assert all(value.is_pinned() for value in tensors_of(paged))
+    for entry in paged.state.values():  # as frameworks do it
+        entry.update({key: value.cuda() for key, value in entry.items() if torch.is_tensor(value)})
+    paged.step()
+    assert all(value.is_pinned() for value in tensors_of(paged))
+    manager.override_config(params[0], "state_device", None)
+    plain_again = copy.deepcopy(paged)
+    paged.step()
+    plain_again.step()
+    assert paged.state[params[0]]["exp_avg_codes"].is_cuda
+    assert all(value.is_pinned() for parameter in params[1:] for value in tensors_in(paged.state[parameter]))
+    again = plain_again.param_groups[0]["params"]
+    assert all(map(torch.equal, params, again))
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(tensors_of(paged), tensors_of(plain_again), strict=True))
+
+
+def test_a_paged_state_is_measured_while_it_is_away():
+    optimizer = bnb.optim.PagedAdamW8bit(model("cuda"))
+    optimizer.step()
+    assert 0 < bnb.monitor.measure(optimizer).total.quantization_error < 0.1
+
+
+def tensors_in(entry):
+    return [value for value in entry.values() if torch.is_tensor(value)]
+
+
+def tensors_of(optimizer):
+    return [value for entry in optimizer.state_dict()["state"].values() for value in tensors_in(entry)]
 
 
 @pytest.mark.slow

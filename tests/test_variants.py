@@ -74,6 +74,13 @@ def test_paged_is_the_plain_optimizer_on_a_cpu_without_a_warning(name):
     assert torch.equal(p, q)
 
 
+def test_a_paged_name_fixes_where_state_is():
+    assert bnb.optim.PagedLion([param()]).param_groups[0]["state_device"] == "cpu"
+    assert bnb.optim.PagedLion([param()], state_device=torch.device("cpu")).defaults["state_device"] == "cpu"
+    with pytest.raises(ValueError, match="PagedLion: state_device=None: expected 'cpu'; use Lion to choose"):
+        bnb.optim.PagedLion([param()], state_device=None)
+
+
 SNIPPET = """
 import torch
 from typing_extensions import reveal_type
@@ -111,12 +118,3 @@ def test_a_type_checker_knows_the_names_and_their_options(tmp_path):
     assert len(said) == len(expected), done.stdout + done.stderr
     for line, (start, part) in zip(said, expected, strict=True):
         assert line.startswith(start) and part in line, line
-
-
-def test_state_in_host_memory_is_an_error_off_the_cpu():
-    parameter = torch.zeros(8, device="meta", requires_grad=True)
-    parameter.grad = torch.zeros(8, device="meta")
-    optimizer = bnb.optim.PagedAdamW8bit([parameter])
-    with pytest.raises(NotImplementedError, match="state in host memory for a parameter on meta is not there yet"):
-        optimizer.step()
-    assert not optimizer.state[parameter]

@@ -31,6 +31,8 @@ class Bytes:
     """The same with all state in 32 bits."""
     state_8bit: int
     """The same with all state in 8 bits, as far as `min_8bit_size` allows."""
+    state_on_host: int
+    """What of `planned` ``state_device="cpu"`` keeps off the GPU."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def plan(
         if place := places.get(id(parameter)):
             rows.append(_row(place, _size(parameter), _planned(place)))
         else:
-            rows.append(Row(_size(parameter), 0, 0, 0, 0, 0, name, tuple(parameter.shape), None, False))
+            rows.append(Row(_size(parameter), 0, 0, 0, 0, 0, 0, name, tuple(parameter.shape), None, False))
     return Memory(tuple(rows), f"{type(model).__name__}, planned for {optimizer.__name__}")
 
 
@@ -167,6 +169,7 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
                         state,
                         state,
                         state,
+                        0,
                         name,
                         tuple(parameter.shape),
                         None,
@@ -188,6 +191,7 @@ def _row(place: Place, gradient: int, state: int) -> Row:
         planned=_planned(place),
         state_32bit=len(place.states) * storage.size(shape, storage.Form.FLOAT32),
         state_8bit=len(place.states) * storage.size(shape, form_8bit),
+        state_on_host=_planned(place) if place.config["state_device"] == "cpu" else 0,
         name=place.name,
         shape=tuple(place.parameter.shape),
         bits=place.bits,
@@ -225,6 +229,9 @@ def _table(memory: Memory) -> str:
     if memory.embedding_bytes:
         cost = readable_bytes(memory.embedding_bytes)
         notes.append(f"Embeddings keep 32-bit state, which costs {cost} (embeddings_32bit=False turns it off).")
+    if total.state_on_host:
+        kept = readable_bytes(total.state_on_host)
+        notes.append(f"{kept} of the state are kept in host memory (state_device='cpu').")
     return "\n".join([render(header, cells, left=("parameter",), title=memory.title), *notes])
 
 

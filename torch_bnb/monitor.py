@@ -234,7 +234,7 @@ def _sums(optimizer: BlockwiseOptimizer, places: Sequence[Place]) -> Iterator[Te
         if place.bits == 8:
             for key in map(storage.codes_key, place.states):
                 if key in before:
-                    unmoved = unmoved + _sum(before[key] == state[key])
+                    unmoved = unmoved + _sum(before[key].to(state[key].device) == state[key])
             storage.prepare(state, place.states, copy, {**place.config, "optim_bits": 32})
             in_32bit = exact[id(place)][1]
             for name in place.states:
@@ -254,13 +254,14 @@ def _step_on_copies(
     for place, copy, own_bits in zip(places, copies, bits, strict=True):
         copy.grad = place.parameter.grad
         options = {key: value for key, value in place.config.items() if key in takes}
-        groups.append({**options, "optim_bits": own_bits, "params": [copy]})
+        groups.append({**options, "optim_bits": own_bits, "state_device": None, "params": [copy]})
     if not groups:
         return []
     shadow = rule(groups, **{key: value for key, value in optimizer.defaults.items() if key in takes})
     for place, copy in zip(places, copies, strict=True):
         state = optimizer.state.get(place.parameter, {})
-        own = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+        # From host memory it comes to the device, behind what a step there still writes.
+        own = {k: v.to(copy.device, copy=True) if isinstance(v, Tensor) else v for k, v in state.items()}
         shadow.state[copy] = own
     shadow.step()
     return [(copy.detach(), shadow.state[copy]) for copy in copies]

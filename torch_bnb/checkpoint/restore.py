@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_bnb.checkpoint import checks
 from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
+from torch_bnb.optim.host import Home
 from torch_bnb.optim.state import HISTORY, Form, State, absmax_key, codes_key, form_of
 
 FORMS_8BIT = (Form.FLAT, Form.WHOLE, Form.ROWS)
@@ -17,15 +18,17 @@ FORMS_8BIT = (Form.FLAT, Form.WHOLE, Form.ROWS)
 def restore(
     saved: Mapping[str, Any],
     params: Sequence[Tensor],
+    homes: Sequence[Home],
     states: Mapping[str, bool],
     required: Sequence[set[str]],
     who: str,
 ) -> dict[Tensor, State]:
-    """Every parameter's state, on the parameter's device, shared with nobody.
+    """Every parameter's state, where it belongs, shared with nobody.
 
     Args:
         saved: A ``state_dict()`` that passed `checks.check`.
         params: The loading optimizer's parameters, in the order of its groups.
+        homes: Where their state belongs.
         states: The state names that its rule knows, and whether each has a sign.
         required: By parameter, the states that its configuration cannot do without.
         who: Its class, for errors.
@@ -35,14 +38,19 @@ def restore(
     """
     indices = [index for group in saved["param_groups"] for index in group["params"]]
     return {
-        parameter: _restore_one(saved["state"][index], states, needed, parameter, f"{who}, parameter {index}")
-        for index, parameter, needed in zip(indices, params, required, strict=True)
+        parameter: _restore_one(saved["state"][index], states, needed, parameter, home, f"{who}, parameter {index}")
+        for index, parameter, home, needed in zip(indices, params, homes, required, strict=True)
         if saved["state"].get(index)
     }
 
 
 def _restore_one(
-    saved: Mapping[str, Any], states: Mapping[str, bool], required: set[str], parameter: Tensor, what: str
+    saved: Mapping[str, Any],
+    states: Mapping[str, bool],
+    required: set[str],
+    parameter: Tensor,
+    home: Home,
+    what: str,
 ) -> State:
     known = {"step", HISTORY, *states, *map(codes_key, states), *map(absmax_key, states)}
     if unknown := saved.keys() - known:
@@ -52,7 +60,7 @@ def _restore_one(
         result["step"] = checks.step_count(saved["step"], f"{what}: 'step'")
     if HISTORY in saved:
         history = _tensor(saved[HISTORY], torch.float32, [(100,)], f"{what}: {HISTORY!r}")
-        result[HISTORY] = _copy(history, parameter)
+        result[HISTORY] = Home(parameter.device).copy(history)
     found = set()
     for name, signed in states.items():
         codes, absmax = codes_key(name), absmax_key(name)
@@ -68,7 +76,7 @@ def _restore_one(
             kept[name] = _tensor(saved[name], torch.float32, [shape], f"{what}: {name!r}")
         if kept:
             found.add(name)
-            result.update(_placed(name, kept, signed, parameter, what))
+            result.update(_placed(name, kept, signed, parameter, home, what))
     checks.need_step(result, found, what)
     if result and not found >= required:
         missing = sorted(required - found)
@@ -76,7 +84,7 @@ def _restore_one(
     return result
 
 
-def _placed(name: str, kept: State, signed: bool, parameter: Tensor, what: str) -> State:
+def _placed(name: str, kept: State, signed: bool, parameter: Tensor, home: Home, what: str) -> State:
     """One state's tensors, laid out as the parameter is."""
     sharded = {key: value for key, value in kept.items() if sharding.is_sharded(value)}
     if not sharding.is_sharded(parameter):
@@ -85,19 +93,19 @@ def _placed(name: str, kept: State, signed: bool, parameter: Tensor, what: str) 
                 f"{what}: {next(iter(sharded))!r} is sharded (a DTensor) and the parameter is not; "
                 "ask for full_state_dict=True when it is gathered"
             )
-        return {key: _copy(value, parameter) for key, value in kept.items()}
+        return {key: home.copy(value) for key, value in kept.items()}
     if codes_key(name) in sharded and form_of(kept, name) is not Form.ROWS:  # a loader has sharded what was whole
         kept = {key: sharding.whole(value) for key, value in kept.items()}
         sharded = {}
     if not sharded:
         parts = storage.part(name, kept, signed, parameter)
-        return {key: sharding.wrap(_copy(sharding.local(v), parameter), parameter, v.shape) for key, v in parts.items()}
+        return {key: sharding.wrap(home.copy(sharding.local(v)), parameter, v.shape) for key, v in parts.items()}
     for key, value in kept.items():
         layout = (parameter.device_mesh, parameter.placements)
         if key not in sharded or (value.device_mesh, value.placements) != layout:
             theirs = (value.device_mesh, value.placements) if key in sharded else "not sharded"
             raise ValueError(f"{what}: {key!r} must be laid out as the parameter is, {layout}, it is {theirs}")
-    return {key: sharding.wrap(_copy(sharding.local(v), parameter), parameter, v.shape) for key, v in kept.items()}
+    return {key: sharding.wrap(home.copy(sharding.local(v)), parameter, v.shape) for key, v in kept.items()}
 
 
 def _tensor(value: Any, dtype: torch.dtype, shapes: Sequence[tuple[int, ...]], what: str) -> Tensor:
@@ -109,7 +117,3 @@ def _tensor(value: Any, dtype: torch.dtype, shapes: Sequence[tuple[int, ...]], w
     if isinstance(value, Tensor) and sharding.is_sharded(value):
         return sharding.wrap(checks.tensor(sharding.local(value), what, wanted), value)
     return checks.tensor(value, what, wanted)
-
-
-def _copy(value: Tensor, parameter: Tensor) -> Tensor:
-    return torch.empty(value.shape, dtype=value.dtype, device=parameter.device).copy_(value)

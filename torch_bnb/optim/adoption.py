@@ -7,7 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 
 from torch import Tensor
 
-from torch_bnb.optim import sharding
+from torch_bnb.optim import host, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.slots import Group, Slot
 from torch_bnb.optim.state import State
@@ -45,6 +45,7 @@ def adopt(
                     f"parameter {i} of group {g}, shape {tuple(gone.shape)}, has state and was replaced by one of "
                     f"shape {tuple(came.shape)}"
                 )
+            host.settle({gone: state[gone]})
             state[came] = _sharded(state.pop(gone), states, came)
 
 

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
 from torch_bnb.checkpoint import portable
-from torch_bnb.optim import options, saving, sharding
+from torch_bnb.optim import host, options, saving, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.adoption import adopt
 from torch_bnb.optim.agreement import check_agreement
@@ -41,8 +41,6 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """The rule's own options; names and defaults are torch.optim's."""
     layerwise: ClassVar[bool] = False
     """Whether it needs norms over the whole tensor."""
-    paged: ClassVar[bool] = False
-    """Whether its state belongs in host memory."""
     _plan: Plan | CapturedPlan | None = None
     _agreed = False
     _checkpoint_format = "native"
@@ -246,6 +244,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         """
         self._update_slots()
         saving.refuse_orphans(self)
+        host.settle(self.state)
         state_dict = super().state_dict()
         return saving.portable(state_dict, self.states) if self.checkpoint_format == "portable" else state_dict
 
@@ -268,6 +267,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {"_checkpoint_format": self._checkpoint_format}
         hints = [[slot.hints for slot in row] for row in self._update_slots()]
+        host.settle(self.state)
         return {**super().__getstate__(), **own, "_hints": hints}
 
     @override

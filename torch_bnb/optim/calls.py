@@ -81,6 +81,10 @@ class Call:
         if grid is not None:
             self.grids.append(grid)
 
+    def finds_state(self) -> bool:
+        """Whether the states that are prepared are still where they were, as far as it cannot be seen at the call."""
+        return True
+
     def tensors(self, names: Mapping[str, bool]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """The operator's parameters, gradients, states and absmax."""
         values: list[Tensor] = []
@@ -114,9 +118,13 @@ class Call:
         """
         if self.arguments["stochastic_states"] or self.arguments["stochastic_weights"]:
             self.keys = [step << 32 | index for step, index in zip(self.steps, indices, strict=True)]
-        ops.update(rule, *self.tensors(names), self.scalars, **self.keywords())
+        self.update(rule, names)
         for put_back in self.put_back:
             put_back()
         torch.autograd.graph.increment_version(self.params)
         for state, step in zip(self.stepped, self.steps, strict=True):
             state["step"] = step
+
+    def update(self, rule: str, names: Mapping[str, bool]) -> None:
+        """The operator alone, with the arguments that have been gathered."""
+        ops.update(rule, *self.tensors(names), self.scalars, **self.keywords())

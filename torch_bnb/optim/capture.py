@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torch_bnb import ops
-from torch_bnb.optim import options, sharding
+from torch_bnb.optim import host, options, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.calls import Call
 from torch_bnb.optim.plan import check_grad, grid_of
@@ -119,6 +119,8 @@ def _refuse(
         what = f"capturable=True takes no gradient with layout {grad.layout}"
     elif config["percentile_clipping"] < 100:
         what = "percentile_clipping and capturable=True do not go together"
+    elif host.is_away(config, parameter):
+        what = "state_device='cpu' and capturable=True do not go together"
     if what is not None:
         raise NotImplementedError(f"{type(optimizer).__name__}: {place}: {what}")
     rate = group["lr"]

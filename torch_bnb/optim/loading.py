@@ -11,6 +11,7 @@ from torch_bnb.checkpoint.exchange import as_ours
 from torch_bnb.checkpoint.restore import restore
 from torch_bnb.optim import options
 from torch_bnb.optim import state as storage
+from torch_bnb.optim.host import home_of
 from torch_bnb.optim.state import State
 from torch_bnb.overrides import spec
 
@@ -37,7 +38,8 @@ def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Ca
         checks.check(incoming, who, len(places))
         incoming = {**incoming, **as_ours(incoming, optimizer.rule)}
         params, needed = [place.parameter for place in places], [set(place.states) for place in places]
-        loaded.update(restore(incoming, params, optimizer.states, needed, who))
+        homes = [home_of(place.config, place.parameter) for place in places]
+        loaded.update(restore(incoming, params, homes, optimizer.states, needed, who))
         return {**incoming, "state": {}, "param_groups": _merged_groups(optimizer, incoming["param_groups"])}
 
     def put(_: torch.optim.Optimizer) -> None:

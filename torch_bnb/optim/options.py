@@ -22,6 +22,7 @@ DEFAULTS = CommonOptions(
     percentile_clipping=100,
     block_wise=True,
     block_grid="flat",
+    state_device=None,
     max_unorm=0.0,
     skip_zeros=False,
     maximize=False,
@@ -40,6 +41,9 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
         block_grid: Where blocks lie: "flat" (256 elements one after the other, whatever the shape) or "rows" (never
             across the first dimension, as sharded parameters have it: for the same bits sharded and not). No difference
             where a row is whole blocks.
+        state_device: Where state is kept: None: beside its parameter; "cpu": in host memory, from where a step of a
+            parameter on a GPU fetches it in chunks, beside the arithmetic. Read ``state_dict()``, which waits for what
+            is under way, not ``state``.
         max_unorm: Scales an update, before the learning rate, down to this multiple of its parameter's norm; 0 is off.
             A parameter of norm 0 has no limit.
         skip_zeros: Elements with zero gradient stay as they are, their state included.
@@ -59,7 +63,7 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
 # what happens and False, which changes no result, may be asked for.
 CONSTRUCTOR_ONLY = {"foreach": spec.FLAG_OR_NONE, "fused": spec.FLAG_OR_NONE, "capturable": spec.FLAG}
 
-STORAGE = ("optim_bits", "min_8bit_size", "block_wise", "block_grid")
+STORAGE = ("optim_bits", "min_8bit_size", "block_wise", "block_grid", "state_device")
 """How state is kept. This is the program's choice: a checkpoint does not overrule it, its state is converted."""
 
 

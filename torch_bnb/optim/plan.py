@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torch_bnb import ops
-from torch_bnb.optim import norms, options, sharding
+from torch_bnb.optim import host, norms, options, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.calls import Call, Clip, Grid
+from torch_bnb.optim.paging import PagedCall
 from torch_bnb.optim.slots import Group, Slot
 from torch_bnb.optim.state import Form
 
@@ -116,9 +117,13 @@ class Plan:
                 self._keeps &= not (clips or sparse) and own_grad.is_contiguous() and here.is_contiguous()
                 groups = sharding.groups_of(parameter)
                 grid = grid_of(parameter) if sharded or form is Form.ROWS else None
-                place = (parameter.device, key, clips, sparse, sharded, grid is None, *groups)
+                away = host.is_away(config, parameter)
+                place = (parameter.device, key, clips, sparse, sharded, away, grid is None, *groups)
                 if place not in planned:
-                    planned[place] = Planned(Call(*situation.numbers, groups=groups), sharded=sharded)
+                    call = Call(*situation.numbers, groups=groups)
+                    if away:
+                        call = PagedCall(*situation.numbers, whole=measures(optimizer, config))
+                    planned[place] = Planned(call, sharded=sharded)
                     if sparse:
                         planned[place].call.arguments = {**situation.numbers[1], "skip_zeros": True}
                 own = planned[place]
@@ -182,7 +187,7 @@ class Plan:
 
     def _renew_call(self, planned: Planned, optimizer: "BlockwiseOptimizer", params: list[Tensor]) -> bool:
         call = planned.call
-        if [state.get("step") for state in call.states] != call.steps:
+        if [state.get("step") for state in call.states] != call.steps or not call.finds_state():
             return False
         call.params = [params[index] for index in planned.indices]
         call.grads = [parameter.grad for parameter in call.params]
@@ -213,6 +218,11 @@ class Plan:
         return True
 
 
+def measures(optimizer: "BlockwiseOptimizer", config: Group) -> bool:
+    """Whether a kernel looks at all of a parameter before it steps it."""
+    return optimizer.layerwise or config["max_unorm"] > 0
+
+
 def grid_of(parameter: Tensor) -> Grid:
     """Where the blocks of a parameter with rows lie."""
     part = sharding.part_of(parameter)
@@ -239,15 +249,15 @@ def check_grad(
         what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
     elif not ops.has_kernel(optimizer.rule, parameter.device):
         what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
-    elif optimizer.paged and parameter.device.type != "cpu":
-        what, error = (
-            f"state in host memory for a parameter on {parameter.device} is not there yet",
-            NotImplementedError,
-        )
+    elif sharded and config["state_device"] == "cpu" and parameter.device.type != "cpu":
+        what = "state_device='cpu' takes no sharded parameter; FSDP2's CPUOffloadPolicy keeps it and its state there"
+        error = NotImplementedError
     elif grad.layout not in (torch.strided, torch.sparse_coo):
         what, error = f"its gradient is {grad.layout}; expected a dense or COO tensor", NotImplementedError
     elif grad.layout is torch.sparse_coo and (grad.sparse_dim() != 1 or not parameter.is_contiguous()):
         what, error = "a sparse gradient must be one of rows, for a contiguous parameter", NotImplementedError
+    elif grad.layout is torch.sparse_coo and host.is_away(config, parameter):
+        what, error = "state_device='cpu' takes no sparse gradient", NotImplementedError
     elif grad.layout is torch.sparse_coo and whole and whole != "percentile_clipping":
         what, error = f"{whole} needs the whole tensor, its gradient is sparse", NotImplementedError
     elif grad.dtype not in FLOATING or grad.device != parameter.device:

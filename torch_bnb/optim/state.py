@@ -2,8 +2,8 @@
 
 A state ``exp_avg`` is either ``exp_avg`` (float32, the parameter's shape) or ``exp_avg_codes`` (uint8, the parameter's
 shape) with ``exp_avg_absmax`` (float32, one per block). The keys differ on purpose: a checkpoint of one form never
-fills tensors of the other. Of a sharded parameter, all are sharded like it. Knows the codec and that tensors may be
-sharded; no rule, no group.
+fills tensors of the other. Of a sharded parameter, all are sharded like it. Knows the codec, and that tensors may be
+sharded or in host memory; no rule, no group.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torch_bnb import codec
-from torch_bnb.optim import sharding
+from torch_bnb.optim import host, sharding
 
 SIGNED, UNSIGNED = True, False
 """The code map of a state: first moments need a sign, second moments have none."""
@@ -119,7 +119,7 @@ def absmax_key(name: str) -> str:
 def prepare(
     state: State, states: Mapping[str, bool], parameter: Tensor, config: Mapping[str, Any], initial: float = 0.0
 ) -> None:
-    """Brings every state into the form that a config wants, in place: made if new, converted if kept otherwise.
+    """Brings every state into the form and to the place that a config wants: made if new, converted if kept otherwise.
 
     Args:
         state: The parameter's.
@@ -128,32 +128,33 @@ def prepare(
         config: Its options.
         initial: Value of every element of a new state.
     """
-    form = wanted(config, parameter)
+    form, home, shape = wanted(config, parameter), host.home_of(config, parameter), sharding.local(parameter).shape
     for name, signed in states.items():
         kept = form_of(state, name)
         if kept is form:
+            for key in (name,) if form is Form.FLOAT32 else (codes_key(name), absmax_key(name)):
+                state[key] = home.take(state[key])
             continue
         if kept is None and initial == 0 and form is not Form.FLOAT32:
-            here = sharding.local(parameter)
-            codes = torch.full(here.shape, codec.ZERO_CODE[signed], dtype=torch.uint8, device=here.device)
-            absmax = torch.zeros(absmax_shape(here.shape, form), dtype=torch.float32, device=here.device)
+            codes = home.full(shape, codec.ZERO_CODE[signed], torch.uint8)
+            absmax = home.full(absmax_shape(shape, form), 0, torch.float32)
             put(state, name, parameter, codes, absmax, form)
             continue
+        host.settle({parameter: state})
         if kept is None:
-            here = sharding.local(parameter)
-            values = torch.full(here.shape, initial, dtype=torch.float32, device=here.device)
+            values = home.full(shape, initial, torch.float32)
         elif kept is Form.FLOAT32:
             values = sharding.local(state.pop(name))
         else:
             codes, absmax = (sharding.local(state.pop(key)) for key in (codes_key(name), absmax_key(name)))
             if (same := reshaped(absmax, codes, kept, form)) is not None:
-                put(state, name, parameter, codes, same, form)
+                put(state, name, parameter, home.take(codes), home.take(same), form)
                 continue
             values = decode(codes, absmax, signed)
         if form is Form.FLOAT32:
-            state[name] = sharding.wrap(values, parameter)
+            state[name] = sharding.wrap(home.take(values), parameter)
         else:
-            put(state, name, parameter, *encode(values, signed, form), form)
+            put(state, name, parameter, *map(home.take, encode(values, signed, form)), form)
 
 
 def put(state: State, name: str, parameter: Tensor, codes: Tensor, absmax: Tensor, form: Form) -> None:

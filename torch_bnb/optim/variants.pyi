@@ -69,6 +69,7 @@ class LAMB8bit(LAMB):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -96,6 +97,7 @@ class LAMB32bit(LAMB):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -108,7 +110,7 @@ class LAMB32bit(LAMB):
     ) -> None: ...
 
 class PagedLAMB(LAMB):
-    """`LAMB` with state, in host memory that the GPU reaches."""
+    """`LAMB` with state, in host memory."""
 
     def __init__(
         self,
@@ -123,6 +125,7 @@ class PagedLAMB(LAMB):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -135,7 +138,7 @@ class PagedLAMB(LAMB):
     ) -> None: ...
 
 class PagedLAMB8bit(LAMB):
-    """`LAMB` with 8-bit state, in host memory that the GPU reaches."""
+    """`LAMB` with 8-bit state, in host memory."""
 
     def __init__(
         self,
@@ -150,6 +153,7 @@ class PagedLAMB8bit(LAMB):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -162,7 +166,7 @@ class PagedLAMB8bit(LAMB):
     ) -> None: ...
 
 class PagedLAMB32bit(LAMB):
-    """`LAMB` with 32-bit state, in host memory that the GPU reaches."""
+    """`LAMB` with 32-bit state, in host memory."""
 
     def __init__(
         self,
@@ -177,6 +181,7 @@ class PagedLAMB32bit(LAMB):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -206,6 +211,7 @@ class LARS8bit(LARS):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -235,6 +241,7 @@ class LARS32bit(LARS):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -247,7 +254,7 @@ class LARS32bit(LARS):
     ) -> None: ...
 
 class PagedLARS(LARS):
-    """`LARS` with state, in host memory that the GPU reaches."""
+    """`LARS` with state, in host memory."""
 
     def __init__(
         self,
@@ -264,6 +271,7 @@ class PagedLARS(LARS):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -276,7 +284,7 @@ class PagedLARS(LARS):
     ) -> None: ...
 
 class PagedLARS8bit(LARS):
-    """`LARS` with 8-bit state, in host memory that the GPU reaches."""
+    """`LARS` with 8-bit state, in host memory."""
 
     def __init__(
         self,
@@ -293,6 +301,7 @@ class PagedLARS8bit(LARS):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -305,7 +314,7 @@ class PagedLARS8bit(LARS):
     ) -> None: ...
 
 class PagedLARS32bit(LARS):
-    """`LARS` with 32-bit state, in host memory that the GPU reaches."""
+    """`LARS` with 32-bit state, in host memory."""
 
     def __init__(
         self,
@@ -322,6 +331,7 @@ class PagedLARS32bit(LARS):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -350,6 +360,7 @@ class SGD8bit(SGD):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -378,6 +389,7 @@ class SGD32bit(SGD):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -390,7 +402,7 @@ class SGD32bit(SGD):
     ) -> None: ...
 
 class PagedSGD(SGD):
-    """`SGD` with state, in host memory that the GPU reaches."""
+    """`SGD` with state, in host memory."""
 
     def __init__(
         self,
@@ -406,6 +418,7 @@ class PagedSGD(SGD):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -418,7 +431,7 @@ class PagedSGD(SGD):
     ) -> None: ...
 
 class PagedSGD8bit(SGD):
-    """`SGD` with 8-bit state, in host memory that the GPU reaches."""
+    """`SGD` with 8-bit state, in host memory."""
 
     def __init__(
         self,
@@ -434,6 +447,7 @@ class PagedSGD8bit(SGD):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -446,7 +460,7 @@ class PagedSGD8bit(SGD):
     ) -> None: ...
 
 class PagedSGD32bit(SGD):
-    """`SGD` with 32-bit state, in host memory that the GPU reaches."""
+    """`SGD` with 32-bit state, in host memory."""
 
     def __init__(
         self,
@@ -462,6 +476,7 @@ class PagedSGD32bit(SGD):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -492,6 +507,7 @@ class AdEMAMix8bit(AdEMAMix):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -522,6 +538,7 @@ class AdEMAMix32bit(AdEMAMix):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -534,7 +551,7 @@ class AdEMAMix32bit(AdEMAMix):
     ) -> None: ...
 
 class PagedAdEMAMix(AdEMAMix):
-    """`AdEMAMix` with state, in host memory that the GPU reaches."""
+    """`AdEMAMix` with state, in host memory."""
 
     def __init__(
         self,
@@ -552,6 +569,7 @@ class PagedAdEMAMix(AdEMAMix):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -564,7 +582,7 @@ class PagedAdEMAMix(AdEMAMix):
     ) -> None: ...
 
 class PagedAdEMAMix8bit(AdEMAMix):
-    """`AdEMAMix` with 8-bit state, in host memory that the GPU reaches."""
+    """`AdEMAMix` with 8-bit state, in host memory."""
 
     def __init__(
         self,
@@ -582,6 +600,7 @@ class PagedAdEMAMix8bit(AdEMAMix):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -594,7 +613,7 @@ class PagedAdEMAMix8bit(AdEMAMix):
     ) -> None: ...
 
 class PagedAdEMAMix32bit(AdEMAMix):
-    """`AdEMAMix` with 32-bit state, in host memory that the GPU reaches."""
+    """`AdEMAMix` with 32-bit state, in host memory."""
 
     def __init__(
         self,
@@ -612,6 +631,7 @@ class PagedAdEMAMix32bit(AdEMAMix):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -640,6 +660,7 @@ class Adagrad8bit(Adagrad):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -668,6 +689,7 @@ class Adagrad32bit(Adagrad):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -680,7 +702,7 @@ class Adagrad32bit(Adagrad):
     ) -> None: ...
 
 class PagedAdagrad(Adagrad):
-    """`Adagrad` with state, in host memory that the GPU reaches."""
+    """`Adagrad` with state, in host memory."""
 
     def __init__(
         self,
@@ -696,6 +718,7 @@ class PagedAdagrad(Adagrad):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -708,7 +731,7 @@ class PagedAdagrad(Adagrad):
     ) -> None: ...
 
 class PagedAdagrad8bit(Adagrad):
-    """`Adagrad` with 8-bit state, in host memory that the GPU reaches."""
+    """`Adagrad` with 8-bit state, in host memory."""
 
     def __init__(
         self,
@@ -724,6 +747,7 @@ class PagedAdagrad8bit(Adagrad):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -736,7 +760,7 @@ class PagedAdagrad8bit(Adagrad):
     ) -> None: ...
 
 class PagedAdagrad32bit(Adagrad):
-    """`Adagrad` with 32-bit state, in host memory that the GPU reaches."""
+    """`Adagrad` with 32-bit state, in host memory."""
 
     def __init__(
         self,
@@ -752,6 +776,7 @@ class PagedAdagrad32bit(Adagrad):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -779,6 +804,7 @@ class Adam8bit(Adam):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -806,6 +832,7 @@ class Adam32bit(Adam):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -818,7 +845,7 @@ class Adam32bit(Adam):
     ) -> None: ...
 
 class PagedAdam(Adam):
-    """`Adam` with state, in host memory that the GPU reaches."""
+    """`Adam` with state, in host memory."""
 
     def __init__(
         self,
@@ -833,6 +860,7 @@ class PagedAdam(Adam):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -845,7 +873,7 @@ class PagedAdam(Adam):
     ) -> None: ...
 
 class PagedAdam8bit(Adam):
-    """`Adam` with 8-bit state, in host memory that the GPU reaches."""
+    """`Adam` with 8-bit state, in host memory."""
 
     def __init__(
         self,
@@ -860,6 +888,7 @@ class PagedAdam8bit(Adam):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -872,7 +901,7 @@ class PagedAdam8bit(Adam):
     ) -> None: ...
 
 class PagedAdam32bit(Adam):
-    """`Adam` with 32-bit state, in host memory that the GPU reaches."""
+    """`Adam` with 32-bit state, in host memory."""
 
     def __init__(
         self,
@@ -887,6 +916,7 @@ class PagedAdam32bit(Adam):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -914,6 +944,7 @@ class AdamW8bit(AdamW):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -941,6 +972,7 @@ class AdamW32bit(AdamW):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -953,7 +985,7 @@ class AdamW32bit(AdamW):
     ) -> None: ...
 
 class PagedAdamW(AdamW):
-    """`AdamW` with state, in host memory that the GPU reaches."""
+    """`AdamW` with state, in host memory."""
 
     def __init__(
         self,
@@ -968,6 +1000,7 @@ class PagedAdamW(AdamW):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -980,7 +1013,7 @@ class PagedAdamW(AdamW):
     ) -> None: ...
 
 class PagedAdamW8bit(AdamW):
-    """`AdamW` with 8-bit state, in host memory that the GPU reaches."""
+    """`AdamW` with 8-bit state, in host memory."""
 
     def __init__(
         self,
@@ -995,6 +1028,7 @@ class PagedAdamW8bit(AdamW):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1007,7 +1041,7 @@ class PagedAdamW8bit(AdamW):
     ) -> None: ...
 
 class PagedAdamW32bit(AdamW):
-    """`AdamW` with 32-bit state, in host memory that the GPU reaches."""
+    """`AdamW` with 32-bit state, in host memory."""
 
     def __init__(
         self,
@@ -1022,6 +1056,7 @@ class PagedAdamW32bit(AdamW):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1048,6 +1083,7 @@ class Lion8bit(Lion):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1074,6 +1110,7 @@ class Lion32bit(Lion):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1086,7 +1123,7 @@ class Lion32bit(Lion):
     ) -> None: ...
 
 class PagedLion(Lion):
-    """`Lion` with state, in host memory that the GPU reaches."""
+    """`Lion` with state, in host memory."""
 
     def __init__(
         self,
@@ -1100,6 +1137,7 @@ class PagedLion(Lion):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1112,7 +1150,7 @@ class PagedLion(Lion):
     ) -> None: ...
 
 class PagedLion8bit(Lion):
-    """`Lion` with 8-bit state, in host memory that the GPU reaches."""
+    """`Lion` with 8-bit state, in host memory."""
 
     def __init__(
         self,
@@ -1126,6 +1164,7 @@ class PagedLion8bit(Lion):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1138,7 +1177,7 @@ class PagedLion8bit(Lion):
     ) -> None: ...
 
 class PagedLion32bit(Lion):
-    """`Lion` with 32-bit state, in host memory that the GPU reaches."""
+    """`Lion` with 32-bit state, in host memory."""
 
     def __init__(
         self,
@@ -1152,6 +1191,7 @@ class PagedLion32bit(Lion):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1181,6 +1221,7 @@ class RMSprop8bit(RMSprop):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1210,6 +1251,7 @@ class RMSprop32bit(RMSprop):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = None,
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1222,7 +1264,7 @@ class RMSprop32bit(RMSprop):
     ) -> None: ...
 
 class PagedRMSprop(RMSprop):
-    """`RMSprop` with state, in host memory that the GPU reaches."""
+    """`RMSprop` with state, in host memory."""
 
     def __init__(
         self,
@@ -1239,6 +1281,7 @@ class PagedRMSprop(RMSprop):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1251,7 +1294,7 @@ class PagedRMSprop(RMSprop):
     ) -> None: ...
 
 class PagedRMSprop8bit(RMSprop):
-    """`RMSprop` with 8-bit state, in host memory that the GPU reaches."""
+    """`RMSprop` with 8-bit state, in host memory."""
 
     def __init__(
         self,
@@ -1268,6 +1311,7 @@ class PagedRMSprop8bit(RMSprop):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,
@@ -1280,7 +1324,7 @@ class PagedRMSprop8bit(RMSprop):
     ) -> None: ...
 
 class PagedRMSprop32bit(RMSprop):
-    """`RMSprop` with 32-bit state, in host memory that the GPU reaches."""
+    """`RMSprop` with 32-bit state, in host memory."""
 
     def __init__(
         self,
@@ -1297,6 +1341,7 @@ class PagedRMSprop32bit(RMSprop):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         block_grid: str = 'flat',
+        state_device: str | None = 'cpu',
         max_unorm: float = 0.0,
         skip_zeros: bool = False,
         maximize: bool = False,

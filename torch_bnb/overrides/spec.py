@@ -23,6 +23,7 @@ class PerParameter(TypedDict, total=False):
     percentile_clipping: int
     block_wise: bool
     block_grid: str
+    state_device: str | None
     max_unorm: float
     skip_zeros: bool
     maximize: bool
@@ -122,12 +123,19 @@ STEPS_OR_NONE = Option(
     lambda v: v is None or (isinstance(v, Integral) and not isinstance(v, bool) and v > 0),
 )
 
+HOST_OR_NONE = Option(
+    "'cpu' or None",
+    lambda value: value is None or (isinstance(value, (str, torch.device)) and str(value) == "cpu"),
+    lambda value: value and "cpu",
+)
+
 COMMON: Mapping[str, Option] = {
     "optim_bits": _integer("8 or 32", lambda value: value in (8, 32)),
     "min_8bit_size": _integer("an integer >= 0", lambda value: value >= 0),
     "percentile_clipping": _integer("an integer from 1 to 100", lambda value: 1 <= value <= 100),
     "block_wise": FLAG,
     "block_grid": _one_of("flat", "rows"),
+    "state_device": HOST_OR_NONE,
     "max_unorm": NON_NEGATIVE,
     "skip_zeros": FLAG,
     "maximize": FLAG,
