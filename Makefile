@@ -12,8 +12,8 @@ demo: .venv/ready                 ## train with and without 8-bit state: a table
 test: .venv/ready                 ## all tests but the slow ones
 	$(BIN)/python -m pytest $(PYTEST)
 
-test-all: .venv/ready             ## the slow ones too
-	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST)
+test-all: .venv/ready             ## the slow ones too, and other examples of the properties every time
+	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=explore $(PYTEST)
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,7 +1,17 @@
+import importlib.util
+
 import pytest
 import torch
 
 from torch_bnb.optim import GlobalOptimManager
+
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import settings
+
+    # A default run says the same twice; `make test-all` looks at other examples every time. Machines are slow at times.
+    settings.register_profile("repeat", derandomize=True, deadline=None)
+    settings.register_profile("explore", derandomize=False, deadline=None, print_blob=True)
+    settings.load_profile("repeat")
 
 
 def pytest_addoption(parser):

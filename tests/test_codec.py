@@ -47,7 +47,7 @@ def test_encode_is_exact_on_every_code(signed):
 
 
 @SIGNS
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(x=st.lists(units, min_size=1, max_size=64))
 def test_encode_gives_the_nearest_of_all_codes(signed, x):
     x = torch.tensor(x) if signed else torch.tensor(x).abs()
@@ -76,7 +76,7 @@ def test_encode_is_monotone(signed):
 
 
 @SIGNS
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(x=st.lists(units, min_size=1, max_size=700), scale=scales, blocksize=st.sampled_from([1, 7, 64, 256]))
 def test_round_trip(signed, x, scale, blocksize):
     x = torch.tensor(x, dtype=torch.float32) * scale

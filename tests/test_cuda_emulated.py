@@ -96,7 +96,7 @@ def test_all_states_rounded_stochastically(emulated, name):
     assert_agree(emulated, name, tensors, scalars, stochastic_states=indices, seed=3, keys=[1 << 32, 2 << 32 | 1])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(sorted(CASES)),
     sizes=st.lists(st.integers(0, 900), min_size=1, max_size=40),

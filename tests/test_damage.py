@@ -135,7 +135,7 @@ def damage(nest, data):
 
 
 @EVERY_FORM
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_state_is_refused_whole_or_loads_to_something_that_steps(form, data):
     state_dict = copied(saved_in(form))
@@ -157,7 +157,7 @@ def test_a_damaged_state_is_refused_whole_or_loads_to_something_that_steps(form,
 
 @EVERY_FORM
 @pytest.mark.parametrize("to", ["torch_bnb", "torch", "bitsandbytes"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_damaged_state_is_refused_or_converted(form, to, data):
     state_dict = copied(saved_in(form))
@@ -237,7 +237,7 @@ def saved_bytes():
     return file.getvalue()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_is_an_error_that_names_it(share, tmp_path):
     path = tmp_path / "short.pt"
@@ -247,7 +247,7 @@ def test_a_truncated_file_is_an_error_that_names_it(share, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_an_error_or_changes_nothing(share, bit, tmp_path):
     path, changed = tmp_path / "flipped.pt", bytearray(saved_bytes())

@@ -192,7 +192,7 @@ def test_gradients_whose_squares_overflow_stop_elements_and_make_no_nan_from_the
 
 
 @EVERY_RULE
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(exponent=st.integers(-40, 40), seed=st.integers(0, 1000))
 def test_the_codes_do_not_depend_on_the_gradients_scale(name, exponent, seed):
     """Without eps and decay, doubling every gradient doubles or quadruples the states, to the last bit."""

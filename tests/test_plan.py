@@ -118,7 +118,7 @@ EVENTS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(events=st.lists(st.sampled_from(EVENTS), min_size=2, max_size=8), name=st.sampled_from(["adamw", "sgd", "lamb"]))
 def test_a_kept_plan_steps_as_a_new_one_whatever_happens_in_between(events, name):
     bnb.optim.GlobalOptimManager.get_instance().initialize()
