@@ -121,8 +121,10 @@ def test_state_made_before_sharding_goes_along(tmp_path):
 
 def test_ranks_that_disagree_and_impossible_shards_are_errors_on_every_rank(tmp_path):
     for said in run(shards.disagreement, 2, tmp_path):
-        assert "the processes disagree about head.weight: optim_bits=8 and optim_bits=32" in said[0]
-        assert "block_wise=False needs the whole tensor, it is sharded" in said[-1]
+        overrides, plain_gradient, one_absmax = said
+        assert "the processes disagree about head.weight: optim_bits=8 and optim_bits=32" in overrides
+        assert "shape (8, 512): it is sharded (a DTensor) and its gradient is a plain tensor" in plain_gradient
+        assert "block_wise=False needs the whole tensor, it is sharded" in one_absmax
 
 
 def test_a_model_partly_sharded_with_hooks_and_accumulation(tmp_path):
