@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.peers import BITSANDBYTES, OURS, TORCH_FUSED, TORCHAO, Peer, find, paged
+from benchmarks.peers import BITSANDBYTES, BITSANDBYTES_PAGED, OURS, TORCH_FUSED, TORCHAO, Peer, find, in_host_memory
 from benchmarks.timing import summary
 
 MIB = 1024**2
@@ -134,8 +134,9 @@ def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     clock = Clock(device)
     memory = torch.cuda.mem_get_info()[0] if cuda else 2**30
     repeats = 3 if args.quick else args.repeats
-    peers, missing = find([TORCH_FUSED, BITSANDBYTES, TORCHAO] if cuda else [TORCH_FUSED], [8, 32])
-    peers += paged() if cuda else paged()[:1]
+    libraries = [TORCH_FUSED, BITSANDBYTES, BITSANDBYTES_PAGED, TORCHAO] if cuda else [TORCH_FUSED]
+    peers, missing = find(libraries, [8, 32])
+    peers.append(in_host_memory())
     copies = [copy_bandwidth(clock, device, (1 if args.quick else 2048) * MIB, repeats)]
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if cuda else "cpu, a dry run",
@@ -165,10 +166,10 @@ def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     copies.append(copy_bandwidth(clock, device, (1 if args.quick else 2048) * MIB, repeats))
     result["copy_bytes_per_second"] = statistics.mean(copies)
     for row in result["cells"]:
-        if "bytes_per_second" in row:
-            row["share_of_copy"] = row["bytes_per_second"] / result["copy_bytes_per_second"]
-        if row.get("bus_bytes"):  # both directions at once
+        if row.get("bus_bytes"):  # in each direction; the copy that it is compared with is of one
             row["share_of_bus"] = row["bus_bytes"] / row["seconds"]["median"] / result["bus_bytes_per_second"]
+        elif "bytes_per_second" in row:
+            row["share_of_copy"] = row["bytes_per_second"] / result["copy_bytes_per_second"]
     (out / "gpu-bench.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 

@@ -5,7 +5,6 @@ not installed, or that fails when imported, is left out with a reason.
 """
 
 import importlib
-import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -44,6 +43,9 @@ OURS, TORCH_FUSED, TORCH_FOREACH, BITSANDBYTES, TORCHAO, DEEPSPEED = (
     "torchao",
     "deepspeed",
 )
+BITSANDBYTES_PAGED = "bitsandbytes paged"
+"""With state in host memory, which only a GPU's benchmark asks for."""
+
 LIBRARIES = (TORCH_FUSED, TORCH_FOREACH, BITSANDBYTES, TORCHAO, DEEPSPEED)
 
 
@@ -93,6 +95,12 @@ def _bitsandbytes() -> list[Peer]:
     ]
 
 
+def _bitsandbytes_paged() -> list[Peer]:
+    optim = _module("bitsandbytes").optim
+    found = {rule: getattr(optim, f"Paged{ours.__name__}8bit", None) for rule, ours in RULES.items()}
+    return [Peer(BITSANDBYTES_PAGED, 8, {rule: build for rule, build in found.items() if build})]
+
+
 def _torchao() -> list[Peer]:
     optim = _module("torchao.optim")
     return [Peer(TORCHAO, 8, {"adam": optim.Adam8bit, "adamw": optim.AdamW8bit})]
@@ -107,6 +115,7 @@ _FIND: dict[str, Callable[[], list[Peer]]] = {
     TORCH_FUSED: partial(_torch, "fused"),
     TORCH_FOREACH: partial(_torch, "foreach"),
     BITSANDBYTES: _bitsandbytes,
+    BITSANDBYTES_PAGED: _bitsandbytes_paged,
     TORCHAO: _torchao,
     DEEPSPEED: _deepspeed,
 }
@@ -137,15 +146,11 @@ def find(libraries: Iterable[str], bits: Iterable[int]) -> tuple[list[Peer], dic
     return found, missing
 
 
-def paged() -> list[Peer]:
-    """Those with 8-bit state in host memory: ours, and bitsandbytes' where it is installed."""
-    in_host_memory = {rule: partial(ours, optim_bits=8, state_device="cpu") for rule, ours in RULES.items()}
-    found = [Peer(f"{OURS} paged", 8, in_host_memory)]
-    if importlib.util.find_spec(BITSANDBYTES):
-        optim = _module(BITSANDBYTES).optim
-        theirs = {rule: getattr(optim, f"Paged{ours.__name__}8bit", None) for rule, ours in RULES.items()}
-        found.append(Peer(f"{BITSANDBYTES} paged", 8, {rule: build for rule, build in theirs.items() if build}))
-    return found
+def in_host_memory() -> Peer:
+    """Ours, with 8-bit state in host memory."""
+    return Peer(
+        f"{OURS} paged", 8, {rule: partial(ours, optim_bits=8, state_device="cpu") for rule, ours in RULES.items()}
+    )
 
 
 def one(library: str, bits: int | None) -> Peer:

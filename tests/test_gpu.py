@@ -214,6 +214,8 @@ PAGED_OPTIONS = {
     "32 bits": {"optim_bits": 32},
     "rows, stochastic": {"optim_bits": 8, "block_grid": "rows", "state_rounding": "stochastic"},
     "max_unorm": {"optim_bits": 8, "max_unorm": 0.1},
+    "one absmax": {"optim_bits": 8, "block_wise": False},
+    "clipping": {"optim_bits": 8, "percentile_clipping": 50},
 }
 
 
@@ -233,9 +235,33 @@ def test_state_in_host_memory_makes_the_same_bits(name, option, monkeypatch):
     assert all(map(torch.equal, params, others))
     for index, entry in plain.items():
         for key, value in entry.items():
-            if torch.is_tensor(value):
+            if key == "grad_norms":
+                assert torch.equal(paged[index][key].nan_to_num(), value.nan_to_num())
+            elif torch.is_tensor(value):
                 kept = paged[index][key]
                 assert kept.device.type == "cpu" and kept.is_pinned() and torch.equal(kept, value.cpu())
+
+
+def test_a_steps_memory_may_be_used_again_at_once(monkeypatch):
+    """Also on another stream than the default one, and by a load that finds copies still under way."""
+    monkeypatch.setattr(paging, "CHUNK_BYTES", 100_000)
+    results = []
+    for place in (None, "cpu"):
+        params = model("cuda", count=50)
+        optimizer = bnb.optim.AdamW8bit(params, state_device=place)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for step in range(10):
+                optimizer.step()
+                for _ in range(20):
+                    torch.full((100_000,), 255, dtype=torch.uint8, device="cuda")
+                if step == 5:
+                    optimizer.load_state_dict(optimizer.state_dict())
+        torch.cuda.current_stream().wait_stream(stream)
+        results.append((params, [value.cpu() for value in tensors_of(optimizer)]))
+    assert all(map(torch.equal, results[0][0], results[1][0]))
+    assert all(map(torch.equal, results[0][1], results[1][1]))
 
 
 def test_a_step_with_state_in_host_memory_waits_for_nothing():

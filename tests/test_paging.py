@@ -72,7 +72,7 @@ class Queue:
 
     def mark(self):
         mark = Mark()
-        self.do(mark.set)
+        self.waiting.append((None, mark.set))
         return mark
 
     def wait(self, mark):
@@ -94,11 +94,17 @@ class Device:
         self.random = random.Random(seed)
         self.lanes = Lanes(*(Queue(heeds) for _ in range(3)))
 
-    def work_off(self, which=None):
-        """Until a lane, or every one, has nothing left to do; the others may be anywhere then."""
-        wanted = self.lanes if which is None else [which]
-        while any(lane.waiting for lane in wanted):
+    def work_off(self):
+        """Until nothing is left to do."""
+        while any(lane.waiting for lane in self.lanes):
             self.random.choice([lane for lane in self.lanes if lane.is_ready()]).advance()
+
+    def work_off_stepping(self):
+        """Until that lane has nothing left to do. The others get on only where it waits for them."""
+        while self.lanes.stepping.waiting:
+            others = [lane for lane in self.lanes if lane.is_ready()]
+            lane = self.lanes.stepping if self.lanes.stepping.is_ready() else self.random.choice(others)
+            lane.advance()
 
     def dawdle(self):
         for _ in range(self.random.randrange(40)):
@@ -204,30 +210,129 @@ def test_what_follows_a_step_follows_its_last_copy(paged):
     optimizer = bnb.optim.AdamW8bit(params, state_device="cpu")
     give_grads(params, 0)
     optimizer.step()
-    device.work_off(device.lanes.stepping)
+    device.work_off_stepping()
     kept = {i: optimizer.state[p] for i, p in enumerate(params)}
     assert same_state({"state": kept}, plain[1].state_dict())
     assert not any(lane.waiting for lane in device.lanes)
 
 
-def test_an_error_leaves_no_memory_in_use(paged):
+def test_no_copy_is_ahead_of_what_the_device_does_before_the_step(paged):
+    """It may still use the memory that the allocator has given to the chunks."""
+    device = paged(Device(seed=3))
+    params = model()
+    optimizer = bnb.optim.AdamW8bit(params, state_device="cpu")
+    give_grads(params, 0)
+    device.lanes.stepping.do(lambda: None)
+    optimizer.step()
+    assert not device.lanes.arriving.is_ready() and not device.lanes.leaving.is_ready()
+    device.lanes.stepping.advance()
+    device.lanes.stepping.advance()  # the mark
+    assert device.lanes.arriving.is_ready()
+
+
+@pytest.mark.parametrize("which", [1, 0], ids=["at a step", "at a copy"])
+def test_an_error_leaves_no_memory_in_use(which, paged):
     device = paged(Device(seed=1))
     params = model()
     optimizer = bnb.optim.AdamW8bit(params, state_device="cpu")
     give_grads(params, 0)
     arriving, stepping, leaving = device.lanes
+    failing = (arriving, stepping, leaving)[which]
     before = iter(range(3))
 
-    def fail(work):
-        next(before, None) is not None or pytest.fail("enough")
-        Queue.do(stepping, work)
+    def fail(work):  # when some of the work has been launched
+        Queue.do(failing, work)
+        if next(before, None) is None:
+            raise RuntimeError("enough")
 
-    stepping.do = fail
-    with pytest.raises(pytest.fail.Exception, match="enough"):
+    failing.do = fail
+    with pytest.raises(RuntimeError, match="enough"):
         optimizer.step()
-    del stepping.do
-    device.work_off(stepping)
+    device.work_off_stepping()
     assert not arriving.waiting and not leaving.waiting
+
+
+class Now:
+    """A stream that does everything at once."""
+
+    def do(self, work):
+        work()
+
+    def mark(self):
+        return None
+
+    def wait(self, mark):
+        pass
+
+
+@pytest.fixture
+def meta_for_a_gpu(monkeypatch):
+    """Parameters on meta have their state on the CPU: what mixes the two up is an error. Nothing is in the numbers."""
+
+    def copied(home, tensor):
+        new = torch.empty(tensor.shape, dtype=tensor.dtype, device=home.device)
+        return new if tensor.is_meta else new.copy_(tensor)
+
+    def copy_state_to(chunk, other, before=paging.Chunk.copy_state_to):
+        if not any(tensor.is_meta for tensor in chunk.values):
+            before(chunk, other)
+
+    monkeypatch.setattr(host, "is_away", lambda config, parameter: host.on_host(config) and parameter.is_meta)
+    monkeypatch.setattr(host.Home, "copy", copied)
+    monkeypatch.setattr(paging, "lanes_of", lambda _: Lanes(Now(), Now(), Now()))
+    monkeypatch.setattr(paging.Chunk, "copy_state_to", copy_state_to)
+    monkeypatch.setattr(bnb.monitor, "_on_host", lambda sums: [[0.0] * len(found) for found in sums])
+
+    def params():
+        found = [torch.empty(shape, device="meta").requires_grad_() for shape in SHAPES]
+        for p in found:
+            p.grad = torch.empty_like(p)
+        return found
+
+    return params
+
+
+def devices(optimizer):
+    moments = [(k, v) for entry in optimizer.state.values() for k, v in entry.items() if torch.is_tensor(v)]
+    return {v.device.type for k, v in moments if k != "grad_norms"}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("rule", CASES)
+def test_state_is_on_the_host_and_all_else_on_the_device(rule, option, meta_for_a_gpu):
+    case = CASES[rule]
+    options = {"lr": case.lr, "min_8bit_size": 256, **case.configs[1], **OPTIONS[option]}
+    optimizer = case.optimizer(meta_for_a_gpu(), state_device="cpu", **options)
+    optimizer.step()
+    bnb.monitor.measure(optimizer)
+    optimizer.step()
+    assert devices(optimizer) == {"cpu"}
+    again = case.optimizer(meta_for_a_gpu(), state_device="cpu", **options)
+    saved = optimizer.state_dict()
+    for entry in saved["state"].values():
+        entry.update({key: torch.zeros(100) for key in entry if key == "grad_norms"})
+    again.load_state_dict(saved)
+    assert devices(again) == {"cpu"}
+    assert all(entry["grad_norms"].is_meta for entry in again.state.values() if "grad_norms" in entry)
+    again.step()
+    for group in again.param_groups:
+        group["state_device"] = None
+    again.step()
+    assert devices(again) == {"meta"}
+    for group in again.param_groups:
+        group["state_device"], group["optim_bits"] = torch.device("cpu"), 40 - group["optim_bits"]
+    again.step()
+    assert devices(again) == {"cpu"}
+
+
+def test_nobody_asks_whether_memory_is_locked_where_it_need_not_be():
+    """A DTensor of older versions of torch cannot say."""
+
+    class Unasked:
+        device = torch.device("cpu")
+
+    tensor = Unasked()
+    assert host.Home(torch.device("cpu")).take(tensor) is tensor
 
 
 def hint_32_bits(params, optimizer):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_bnb.optim import AdamW, rules, sharding
+from torch_bnb.optim import AdamW, host, rules, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.base import BlockwiseOptimizer
 from torch_bnb.optim.slots import Place
@@ -32,7 +32,7 @@ class Bytes:
     state_8bit: int
     """The same with all state in 8 bits, as far as `min_8bit_size` allows."""
     state_on_host: int
-    """What of `planned` ``state_device="cpu"`` keeps off the GPU."""
+    """What of `state` is kept in host memory because of ``state_device="cpu"``."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _row(place: Place, gradient: int, state: int) -> Row:
         planned=_planned(place),
         state_32bit=len(place.states) * storage.size(shape, storage.Form.FLOAT32),
         state_8bit=len(place.states) * storage.size(shape, form_8bit),
-        state_on_host=_planned(place) if place.config["state_device"] == "cpu" else 0,
+        state_on_host=state if host.on_host(place.config) else 0,
         name=place.name,
         shape=tuple(place.parameter.shape),
         bits=place.bits,

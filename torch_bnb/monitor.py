@@ -235,7 +235,7 @@ def _sums(optimizer: BlockwiseOptimizer, places: Sequence[Place]) -> Iterator[Te
             for key in map(storage.codes_key, place.states):
                 if key in before:
                     unmoved = unmoved + _sum(before[key].to(state[key].device) == state[key])
-            storage.prepare(state, place.states, copy, {**place.config, "optim_bits": 32})
+            storage.prepare(state, place.states, copy, {**place.config, "optim_bits": 32, "state_device": None})
             in_32bit = exact[id(place)][1]
             for name in place.states:
                 error = error + _sum((state[name] - in_32bit[name]).square())

@@ -32,13 +32,18 @@ class Home:
 
     def take(self, tensor: Tensor) -> Tensor:
         """The tensor itself, if it is here already, else a copy."""
-        here = tensor.device == self.device and (tensor.is_pinned() or not self.pinned)
+        here = tensor.device == self.device and (not self.pinned or tensor.is_pinned())
         return tensor if here else self.copy(tensor)
+
+
+def on_host(config: Mapping[str, Any]) -> bool:
+    """Whether a config wants state in host memory, wherever the parameter is."""
+    return str(config["state_device"]) == "cpu"
 
 
 def is_away(config: Mapping[str, Any], parameter: Tensor) -> bool:
     """Whether a config wants a parameter's state elsewhere than on its device."""
-    return config["state_device"] == "cpu" and parameter.device.type == "cuda" and not sharding.is_sharded(parameter)
+    return on_host(config) and parameter.device.type == "cuda" and not sharding.is_sharded(parameter)
 
 
 def home_of(config: Mapping[str, Any], parameter: Tensor) -> Home:
@@ -57,8 +62,8 @@ def settle(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
     """
 
     def is_visited(entry: Mapping[str, Any]) -> bool:
-        tensors = (value for value in entry.values() if isinstance(value, Tensor))
-        return any(tensor.device.type == "cpu" and tensor.dim() > 0 for tensor in tensors)
+        tensors = (value for key, value in entry.items() if key != "step" and isinstance(value, Tensor))
+        return any(tensor.device.type == "cpu" for tensor in tensors)
 
     for device in {p.device for p, entry in state.items() if p.device.type == "cuda" and is_visited(entry)}:
         torch.cuda.synchronize(device)

@@ -62,6 +62,8 @@ class Planned:
     """One call, and whence its parameters come."""
 
     call: Call
+    device: torch.device
+    """Of its parameters, when it was planned."""
     indices: list[int] = field(default_factory=list)
     """Of its parameters among all of the optimizer's."""
     situations: dict[int, tuple[Situation, int]] = field(default_factory=dict)
@@ -123,7 +125,7 @@ class Plan:
                     call = Call(*situation.numbers, groups=groups)
                     if away:
                         call = PagedCall(*situation.numbers, whole=measures(optimizer, config))
-                    planned[place] = Planned(call, sharded=sharded)
+                    planned[place] = Planned(call, parameter.device, sharded=sharded)
                     if sparse:
                         planned[place].call.arguments = {**situation.numbers[1], "skip_zeros": True}
                 own = planned[place]
@@ -201,7 +203,9 @@ class Plan:
         for parameter, grad in zip(call.params, call.grads, strict=True):
             if grad is None or grad.layout is not torch.strided or not grad.is_contiguous():
                 return False
-            if not parameter.is_contiguous() or grad.dtype not in FLOATING or grad.device != parameter.device:
+            if not parameter.is_contiguous() or grad.dtype not in FLOATING:
+                return False
+            if parameter.device != planned.device or grad.device != planned.device:
                 return False
         scalars: dict[str, float] | None = None
         for situation, position in planned.situations.values():
@@ -249,7 +253,7 @@ def check_grad(
         what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
     elif not ops.has_kernel(optimizer.rule, parameter.device):
         what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
-    elif sharded and config["state_device"] == "cpu" and parameter.device.type != "cpu":
+    elif sharded and host.on_host(config) and parameter.device.type != "cpu":
         what = "state_device='cpu' takes no sharded parameter; FSDP2's CPUOffloadPolicy keeps it and its state there"
         error = NotImplementedError
     elif grad.layout not in (torch.strided, torch.sparse_coo):

@@ -128,33 +128,53 @@ def prepare(
         config: Its options.
         initial: Value of every element of a new state.
     """
-    form, home, shape = wanted(config, parameter), host.home_of(config, parameter), sharding.local(parameter).shape
+    form, home = wanted(config, parameter), host.home_of(config, parameter)
     for name, signed in states.items():
         kept = form_of(state, name)
-        if kept is form:
-            for key in (name,) if form is Form.FLOAT32 else (codes_key(name), absmax_key(name)):
-                state[key] = home.take(state[key])
-            continue
-        if kept is None and initial == 0 and form is not Form.FLOAT32:
-            codes = home.full(shape, codec.ZERO_CODE[signed], torch.uint8)
-            absmax = home.full(absmax_shape(shape, form), 0, torch.float32)
-            put(state, name, parameter, codes, absmax, form)
-            continue
-        host.settle({parameter: state})
         if kept is None:
-            values = home.full(shape, initial, torch.float32)
-        elif kept is Form.FLOAT32:
-            values = sharding.local(state.pop(name))
+            _make(state, name, signed, parameter, form, home, initial)
+        elif kept is form:
+            for key in (name,) if form is Form.FLOAT32 else (codes_key(name), absmax_key(name)):
+                state[key] = _brought(state[key], home, parameter)
         else:
-            codes, absmax = (sharding.local(state.pop(key)) for key in (codes_key(name), absmax_key(name)))
-            if (same := reshaped(absmax, codes, kept, form)) is not None:
-                put(state, name, parameter, home.take(codes), home.take(same), form)
-                continue
-            values = decode(codes, absmax, signed)
-        if form is Form.FLOAT32:
-            state[name] = sharding.wrap(home.take(values), parameter)
-        else:
-            put(state, name, parameter, *map(home.take, encode(values, signed, form)), form)
+            host.settle({parameter: state})
+            _convert(state, name, kept, signed, parameter, form, home)
+
+
+def _make(
+    state: State, name: str, signed: bool, parameter: Tensor, form: Form, home: host.Home, initial: float
+) -> None:
+    shape = sharding.local(parameter).shape
+    if form is Form.FLOAT32:
+        state[name] = sharding.wrap(home.full(shape, initial, torch.float32), parameter)
+    elif initial == 0:
+        codes = home.full(shape, codec.ZERO_CODE[signed], torch.uint8)
+        put(state, name, parameter, codes, home.full(absmax_shape(shape, form), 0, torch.float32), form)
+    else:
+        values = torch.full(shape, initial, dtype=torch.float32, device=parameter.device)
+        put(state, name, parameter, *map(home.take, encode(values, signed, form)), form)
+
+
+def _convert(state: State, name: str, kept: Form, signed: bool, parameter: Tensor, form: Form, home: host.Home) -> None:
+    if kept is Form.FLOAT32:
+        values = sharding.local(state.pop(name))
+    else:
+        codes, absmax = (sharding.local(state.pop(key)) for key in (codes_key(name), absmax_key(name)))
+        if (same := reshaped(absmax, codes, kept, form)) is not None:
+            put(state, name, parameter, home.take(codes), home.take(same), form)
+            return
+        values = decode(codes, absmax, signed)
+    if form is Form.FLOAT32:
+        state[name] = sharding.wrap(home.take(values), parameter)
+    else:
+        put(state, name, parameter, *map(home.take, encode(values, signed, form)), form)
+
+
+def _brought(kept: Tensor, home: host.Home, parameter: Tensor) -> Tensor:
+    """A tensor of state, where it belongs."""
+    here = sharding.local(kept)
+    brought = home.take(here)
+    return kept if brought is here else sharding.wrap(brought, parameter, kept.shape)
 
 
 def put(state: State, name: str, parameter: Tensor, codes: Tensor, absmax: Tensor, form: Form) -> None:
