@@ -1,7 +1,11 @@
 // What an op was called with, checked and turned into plain pointers. Knows torch's tensors; no rule, no device.
 #include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
 
 #include "ops.h"
 #include "random.h"
@@ -9,6 +13,8 @@
 namespace bnb {
 
 using torch::headeronly::ScalarType;
+
+constexpr std::int64_t kGrain = 64;  // parameters whose headers are worth a thread: they are cold in the cache
 
 DType float_dtype(std::string_view op, const char* what, const Tensor& t) {
   switch (t.scalar_type()) {
@@ -148,21 +154,18 @@ std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int st
   Sums* const to = table ? static_cast<Sums*>(table->mutable_data_ptr()) : nullptr;
   table = check_table(op, "moving_keys", moving.keys, 1, ScalarType::Long, params);
   const std::int64_t* const counters = table ? static_cast<const std::int64_t*>(table->const_data_ptr()) : nullptr;
-  std::vector<Slot> slots;
-  slots.reserve(n);
-  std::int64_t blocks = 0;
-  for (std::size_t i = 0; i < n; ++i) {
+  const auto make_slot = [&](std::size_t i) {
     const std::int64_t numel = params[i].numel();
     check_layout(op, "a parameter", params[i], numel, params[0]);
     check_layout(op, "a gradient", grads[i], numel, params[0]);
-    if (numel == 0) continue;
+    if (numel == 0) return Slot{};
     Slot slot{params[i].mutable_data_ptr(),
               grads[i].const_data_ptr(),
               float_dtype(op, "a parameter", params[i]),
               float_dtype(op, "a gradient", grads[i]),
               numel,
               make_grid(op, numel, common, i),
-              blocks,
+              0,
               scales == nullptr ? nullptr : scales + i,
               norms == nullptr ? nullptr : norms + i,
               to == nullptr ? nullptr : to + i,
@@ -177,7 +180,24 @@ std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int st
     for (int k = 0; k < states_per_param; ++k)
       slot.states[k] =
           make_state(op, states[k * n + i], absmax.empty() ? nullptr : &absmax[k * n + i], slot, params[0]);
-    slots.push_back(slot);
+    return slot;
+  };
+  std::vector<Slot> slots(n);
+  std::atomic<bool> failed = false;
+  torch::stable::parallel_for(0, static_cast<std::int64_t>(n), kGrain, [&](std::int64_t first, std::int64_t last) {
+    try {
+      for (std::int64_t i = first; i < last; ++i) slots[i] = make_slot(i);
+    } catch (...) {
+      failed = true;
+    }
+  });
+  // An error must not leave a thread, and the first in the list shall be told: once more, one after the other.
+  for (std::size_t i = 0; failed && i < n; ++i) make_slot(i);
+  slots.erase(std::remove_if(slots.begin(), slots.end(), [](const Slot& slot) { return slot.numel == 0; }),
+              slots.end());
+  std::int64_t blocks = 0;
+  for (Slot& slot : slots) {
+    slot.first_block = blocks;
     blocks += blocks_in(slot);
   }
   return slots;

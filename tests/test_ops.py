@@ -69,6 +69,25 @@ def test_wrong_tensors_are_refused_before_anything_is_written(damage, message):
     assert all(torch.equal(t, b) for t, b in zip((*params, *states, *absmax), before, strict=True))
 
 
+def test_of_many_wrong_tensors_the_first_is_named_whichever_thread_finds_it():
+    params = [torch.ones(3) for _ in range(500)]
+    grads = [torch.ones(3) for _ in params]
+    grads[400], grads[450] = torch.ones(4), torch.ones(5)
+    states = [torch.zeros(3) for _ in range(2 * len(params))]
+    scalars = arguments("adamw")[-1]
+    with pytest.raises(RuntimeError, match="adamw: a gradient must have 3 elements, got 4"):
+        ops.update("adamw", params, grads, states, [], scalars)
+    assert all(torch.equal(p, torch.ones(3)) for p in params)
+
+
+def test_empty_parameters_among_many_are_passed_over():
+    params = [torch.ones(3 * (i % 3 > 0)) for i in range(500)]
+    grads = [torch.ones_like(p) for p in params]
+    states = [torch.zeros_like(p) for _ in range(2) for p in params]
+    ops.update("adamw", params, grads, states, [], arguments("adamw")[-1])
+    assert all((p != 1).all() for p in params)
+
+
 def test_a_missing_scalar_is_named():
     params, grads, states, absmax, scalars = arguments("adamw")
     del scalars["eps"]

@@ -1,34 +1,25 @@
 // The CPU's step loop: lets a rule run over blocks of 256 elements. Compiled once per instruction set (isa_*.cpp); it
 // must not know which.
 #pragma once
-#include "block.h"
+#include "coded.h"
 #include "kernels.h"
 
 namespace bnb {
 inline namespace BNB_ISA {
 
-// How one block is stepped.
-struct Pace {
-  float grad_scale, rate;
-};
-
 // Moves the states, and to = from - rate * direction. Where kSkipZeros, elements with zero gradient stay.
 template <bool kSkipZeros, class Rule, class... States>
-void advance(const Rule rule, const Block<Rule>& block, const Pace pace, const float* p, const float* g,
-             const float* from, float* to, States*... s) {
-  for (int begin = 0; begin < kBlock; begin += kChunk) {
-    block.decode(begin);
+void advance(const Rule rule, const Pace pace, const float* p, const float* g, const float* from, float* to,
+             States*... s) {
 #pragma omp simd
-    for (int k = 0; k < kChunk; ++k) {
-      const int i = begin + k;
-      const float gradient = g[i] * pace.grad_scale;
-      [&](const auto... before) {
-        const float u = rule.direction(p[i], gradient, s[i]...);
-        const bool stays = kSkipZeros && gradient == 0;
-        if (kSkipZeros) ((s[i] = stays ? before : s[i]), ...);
-        to[i] = stays ? from[i] : multiply_add(-pace.rate, u, from[i]);
-      }(s[i]...);
-    }
+  for (int i = 0; i < kBlock; ++i) {
+    const float gradient = g[i] * pace.grad_scale;
+    [&](const auto... before) {
+      const float u = rule.direction(p[i], gradient, s[i]...);
+      const bool stays = kSkipZeros && gradient == 0;
+      if (kSkipZeros) ((s[i] = stays ? before : s[i]), ...);
+      to[i] = stays ? from[i] : multiply_add(-pace.rate, u, from[i]);
+    }(s[i]...);
   }
 }
 
@@ -36,9 +27,9 @@ template <class Rule, std::size_t... K>
 void advance(const Rule& rule, Block<Rule>& block, const Options& options, Pace pace, const float* from, float* to,
              std::index_sequence<K...>) {
   if (options.skip_zeros)
-    advance<true>(rule, block, pace, block.p, block.g, from, to, block.s[K]...);
+    advance<true>(rule, pace, block.p, block.g, from, to, block.s[K]...);
   else
-    advance<false>(rule, block, pace, block.p, block.g, from, to, block.s[K]...);
+    advance<false>(rule, pace, block.p, block.g, from, to, block.s[K]...);
   // What a rule makes of zeros need not be zero, and the rest of a short block takes part in nothing.
   if (block.n < kBlock) ((std::memset(block.s[K] + block.n, 0, sizeof(float) * (kBlock - block.n))), ...);
 }
@@ -58,8 +49,15 @@ void step_block(const Rule& rule, const Slot& slot, const Options& options, cons
   if (options.skip_zeros && !has_nonzero(block.g)) return;
   const Pace pace{grad_scale_of(slot, options), layer == nullptr ? rule.lr : rule.lr * layer->norms.shrink};
   const float* const from = slot.param_dtype == DType::kFloat64 ? kZeros : block.p;
-  advance(rule, block, options, pace, from, block.p, std::make_index_sequence<Rule::kStates.size()>{});
-  block.put_back(options, layer == nullptr ? nullptr : layer->absmax.data());
+  constexpr auto kAll = std::make_index_sequence<Rule::kStates.size()>{};
+  if (block.is_coded() && !options.skip_zeros) {
+    step_coded(rule, block, options, pace, block.p, block.g, from, block.p, kAll);
+  } else {
+    block.load_states();
+    advance(rule, block, options, pace, from, block.p, kAll);
+    block.put_back_states(options, layer == nullptr ? nullptr : layer->absmax.data());
+  }
+  block.put_back(options);
 }
 
 // Sum of squares in double, in an order that no width of vectors changes. Beyond the end of a short block are zeros.
@@ -88,6 +86,7 @@ template <class Rule, std::size_t... K>
 Measure measure_block(const Rule& rule, bool norms_known, const Slot& slot, const Options& options, std::int64_t index,
                       std::index_sequence<K...> all) {
   Block<Rule> block(slot, index, false);
+  block.load_states();
   const float scale = grad_scale_of(slot, options);
   Measure measure{};
   measure.sums.param = sum_of_squares(block.p);

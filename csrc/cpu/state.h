@@ -7,14 +7,24 @@
 namespace bnb {
 inline namespace BNB_ISA {
 
+// The larger magnitude of each lane, from the bits of floats: `most` has no sign.
+BNB_LANE Ints larger_magnitude(Ints most, Ints bits) {
+  bits = bits & 0x7fffffff;
+  return bits > most ? bits : most;
+}
+
+template <int n>
+BNB_LANE Ints larger_magnitude(Ints most, const float* x) {
+  for (int i = 0; i < n; i += kLanes) most = larger_magnitude(most, load<Ints>(x + i));
+  return most;
+}
+
 inline float absmax_of(const float* x, std::int64_t n) {
   Ints most[2]{};  // two chains
   const std::int64_t in_pairs = n - n % (2 * kLanes);
   for (std::int64_t i = 0; i < in_pairs; i += 2 * kLanes)
-    for (int chain = 0; chain < 2; ++chain) {
-      const Ints bits = load<Ints>(x + i + chain * kLanes) & 0x7fffffff;
-      most[chain] = bits > most[chain] ? bits : most[chain];
-    }
+    for (int chain = 0; chain < 2; ++chain)
+      most[chain] = larger_magnitude(most[chain], load<Ints>(x + i + chain * kLanes));
   std::int32_t bits = largest(most[0] > most[1] ? most[0] : most[1]);
   for (std::int64_t i = in_pairs; i < n; ++i) bits = magnitude_bits(x[i]) > bits ? magnitude_bits(x[i]) : bits;
   float absmax;
