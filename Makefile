@@ -29,12 +29,16 @@ bench: .venv/bench                ## a step's time beside other libraries, about
 	$(BIN)/python -m benchmarks step --quick
 
 MEASURED := benchmarks/results/cpu-{machine}
-bench-full: .venv/bench           ## everything, into benchmarks/results: more than an hour, with the machine to itself
-	$(BIN)/python -m benchmarks step --out "$(MEASURED)-step.json"
-	$(BIN)/python -m benchmarks step --rules all --shapes large small --dtypes fp32 bf16 --out "$(MEASURED)-rules.json"
+QUICK_PEERS := --peers torch-fused torch-foreach bitsandbytes
+bench-full: .venv/bench           ## everything, into benchmarks/results: an hour, with the machine to itself
+	$(BIN)/python -m benchmarks step --shapes large small --out "$(MEASURED)-step.json"
+	$(BIN)/python -m benchmarks step --shapes gpt2 vit llama --dtypes fp32 bf16 $(QUICK_PEERS) --repeats 12 \
+	  --out "$(MEASURED)-models.json"
+	$(BIN)/python -m benchmarks step --shapes large --rules all --dtypes fp32 bf16 $(QUICK_PEERS) --repeats 10 \
+	  --out "$(MEASURED)-rules.json"
 	$(BIN)/python -m benchmarks first-step --out "$(MEASURED)-first-step.json"
-	$(BIN)/python -m benchmarks memory --out "$(MEASURED)-memory.json"
 	$(BIN)/python -m benchmarks scaling --out "$(MEASURED)-scaling.json"
+	$(BIN)/python -m benchmarks memory --out "$(MEASURED)-memory.json"
 
 GPU_OUT := $(if $(filter-out file default,$(origin OUT)),$(OUT),results/gpu)
 gpu:                              ## on a GPU machine: builds with its torch, tests, sanitizers, the Lightning example
