@@ -1,9 +1,9 @@
 """The parts of the CPU step on each instruction set of this machine: ``python -m benchmarks.parts [--out FILE.json]``.
 
 Compiles ``parts.cpp`` over the kernels' headers with the flags of setup.py, and times every part in the L1 cache, the
-best of 300 rounds in each of five processes, since addresses are drawn anew in each and some get into each other's way:
-what arithmetic costs, apart from memory and threads. Where valgrind is installed it also counts
-instructions (``callgrind``; it knows no AVX-512), which no busy machine changes.
+best of 300 rounds in each of five processes, since some are slower than others, presumably by the addresses that they
+draw: what arithmetic costs, apart from memory and threads. Where valgrind is installed it also counts instructions
+(``callgrind``; it knows no AVX-512), which no busy machine changes.
 """
 
 import argparse
