@@ -85,7 +85,8 @@ def checked(folder, alone, world):
 
 
 def test_one_device(alone):
-    checked(alone, alone, world=1)
+    ended, _ = checked(alone, alone, world=1)
+    assert len(ended["explained"]) == len(ended["state"]) == 3
 
 
 @pytest.mark.distributed
