@@ -5,7 +5,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "ops.h"
 #include "random.h"
@@ -14,10 +13,34 @@ namespace bnb {
 
 using torch::headeronly::ScalarType;
 
-constexpr std::int64_t kGrain = 64;  // parameters whose headers are worth a thread: they are cold in the cache
+ScalarType dtype_of(const Header& header) { return static_cast<ScalarType>(header.dtype); }
 
-DType float_dtype(std::string_view op, const char* what, const Tensor& t) {
-  switch (t.scalar_type()) {
+// `written`: the op changes the tensor, so that it must have memory of its own.
+Header header_of(const Tensor& t, bool written) {
+  void* const data = written ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
+  const int index = t.get_device_index();  // the CPU has none
+  return {data,
+          t.numel(),
+          static_cast<std::int16_t>(t.scalar_type()),
+          static_cast<std::int16_t>(t.device().type()),
+          static_cast<std::int16_t>(index < 0 ? 0 : index),
+          static_cast<std::int16_t>(t.is_contiguous())};
+}
+
+std::vector<Header> headers_of(const TensorList& list, bool written) {
+  std::vector<Header> headers;
+  headers.reserve(list.size());
+  for (const Tensor& t : list) headers.push_back(header_of(t, written));
+  return headers;
+}
+
+Headers headers_of(const Tensors& tensors, bool written) {
+  return {headers_of(tensors.params, written), headers_of(tensors.grads, false), headers_of(tensors.states, written),
+          headers_of(tensors.absmax, written)};
+}
+
+DType float_dtype(std::string_view op, const char* what, const Header& header) {
+  switch (dtype_of(header)) {
     case ScalarType::Float:
       return DType::kFloat32;
     case ScalarType::BFloat16:
@@ -28,15 +51,16 @@ DType float_dtype(std::string_view op, const char* what, const Tensor& t) {
       return DType::kFloat64;
     default:
       STD_TORCH_CHECK(false, op, ": ", what, " must be float32, bfloat16, float16 or float64, got ",
-                      torch::headeronly::toString(t.scalar_type()));
+                      torch::headeronly::toString(dtype_of(header)));
   }
   return {};
 }
 
-void check_layout(std::string_view op, const char* what, const Tensor& t, std::int64_t numel, const Tensor& like) {
-  STD_TORCH_CHECK(t.numel() == numel, op, ": ", what, " must have ", numel, " elements, got ", t.numel());
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", what, " must be contiguous");
-  STD_TORCH_CHECK(t.device() == like.device(), op, ": ", what, " must be on the device of the first parameter");
+void check_layout(std::string_view op, const char* what, const Header& header, std::int64_t numel, const Header& like) {
+  STD_TORCH_CHECK(header.numel == numel, op, ": ", what, " must have ", numel, " elements, got ", header.numel);
+  STD_TORCH_CHECK(header.contiguous, op, ": ", what, " must be contiguous");
+  STD_TORCH_CHECK(header.device_type == like.device_type && header.device_index == like.device_index, op, ": ", what,
+                  " must be on the device of the first parameter");
 }
 
 // One stray meta tensor sends a whole call to the Meta kernel, which would do nothing without a word.
@@ -45,16 +69,30 @@ void check_meta(std::string_view op, const TensorList& params) {
                   ": all tensors must be on one device, some are on meta");
 }
 
-void check_dtype(std::string_view op, const char* what, const Tensor& t, ScalarType dtype) {
-  STD_TORCH_CHECK(t.scalar_type() == dtype, op, ": ", what, " must be ", torch::headeronly::toString(dtype), ", got ",
-                  torch::headeronly::toString(t.scalar_type()));
+void check_dtype(std::string_view op, const char* what, const Header& header, ScalarType dtype) {
+  STD_TORCH_CHECK(dtype_of(header) == dtype, op, ": ", what, " must be ", torch::headeronly::toString(dtype), ", got ",
+                  torch::headeronly::toString(dtype_of(header)));
 }
 
 const float* check_floats(std::string_view op, const char* what, const Tensor& t, std::int64_t numel,
-                          const Tensor& like) {
-  check_layout(op, what, t, numel, like);
-  check_dtype(op, what, t, ScalarType::Float);
-  return static_cast<const float*>(t.const_data_ptr());
+                          const Header& like) {
+  const Header header = header_of(t, false);
+  check_layout(op, what, header, numel, like);
+  check_dtype(op, what, header, ScalarType::Float);
+  return static_cast<const float*>(header.data);
+}
+
+Headers headers_in(std::string_view op, const Tensor& table, int states_per_param) {
+  static_assert(sizeof(Header) == 3 * sizeof(std::int64_t));
+  check_layout(op, "headers", header_of(table, false), table.numel(), header_of(table, false));
+  check_dtype(op, "headers", header_of(table, false), ScalarType::Long);
+  const std::int64_t each = 2 + 2 * states_per_param, n = table.numel() / 3 / each;
+  STD_TORCH_CHECK(table.is_cpu() && table.numel() == 3 * each * n, op,
+                  ": headers must be on the CPU and have 3 numbers ", "for each of a parameter's ", each,
+                  " tensors, got ", table.numel());
+  const Header* const first = static_cast<const Header*>(table.const_data_ptr());
+  const Header *const grads = first + n, *const states = grads + n, *const absmax = states + n * states_per_param;
+  return {{first, grads}, {grads, states}, {states, absmax}, {absmax, absmax + n * states_per_param}};
 }
 
 // The numbers of a list that is empty or has one for every parameter.
@@ -69,21 +107,20 @@ Grid make_grid(std::string_view op, std::int64_t numel, const Common& common, st
   return {row, number(common.row_strides, i, row), number(common.origins, i, 0)};
 }
 
-State make_state(std::string_view op, const Tensor& state, const Tensor* absmax, const Slot& slot, const Tensor& like) {
-  if (state.numel() == 0) return {};
+State make_state(std::string_view op, const Header& state, const Header* absmax, const Slot& slot, const Header& like) {
+  if (state.numel == 0) return {};
   check_layout(op, "a state", state, slot.numel, like);
-  if (state.scalar_type() != ScalarType::Byte) {
+  if (dtype_of(state) != ScalarType::Byte) {
     check_dtype(op, "a state", state, ScalarType::Float);
-    return {static_cast<float*>(state.mutable_data_ptr())};
+    return {static_cast<float*>(state.data)};
   }
   STD_TORCH_CHECK(absmax != nullptr, op, ": a uint8 state needs its absmax");
   const std::int64_t blocks = blocks_in(slot);
-  const bool whole = absmax->numel() == 1 && blocks > 1;
+  const bool whole = absmax->numel == 1 && blocks > 1;
   STD_TORCH_CHECK(!whole || slot.norms == nullptr, op, ": a state with one absmax cannot be stepped with given norms");
   check_layout(op, "absmax", *absmax, whole ? 1 : blocks, like);
   check_dtype(op, "absmax", *absmax, ScalarType::Float);
-  return {nullptr, static_cast<std::uint8_t*>(state.mutable_data_ptr()),
-          static_cast<float*>(absmax->mutable_data_ptr()), whole};
+  return {nullptr, static_cast<std::uint8_t*>(state.data), static_cast<float*>(absmax->data), whole};
 }
 
 std::array<bool, AllRules::kMaxStates> chosen_states(std::string_view op, const std::vector<std::int64_t>& indices,
@@ -122,18 +159,19 @@ void check_numbers(std::string_view op, const char* what, const std::vector<std:
   STD_TORCH_CHECK(list.empty() || list.size() == n, op, ": ", what, " must be empty or have one number per parameter");
 }
 
-// A table with a row of `width` numbers per parameter, or null.
-const Tensor* check_table(std::string_view op, const char* what, const std::optional<Tensor>& table, std::int64_t width,
-                          ScalarType dtype, const TensorList& params) {
+// The data of a table with a row of `width` numbers per parameter, or null.
+void* check_table(std::string_view op, const char* what, const std::optional<Tensor>& table, bool written,
+                  std::int64_t width, ScalarType dtype, const std::vector<Header>& params) {
   if (!table) return nullptr;
-  check_layout(op, what, *table, width * static_cast<std::int64_t>(params.size()), params[0]);
-  check_dtype(op, what, *table, dtype);
-  return &*table;
+  const Header header = header_of(*table, written);
+  check_layout(op, what, header, width * static_cast<std::int64_t>(params.size()), params[0]);
+  check_dtype(op, what, header, dtype);
+  return header.data;
 }
 
-std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int states_per_param, const Common& common,
-                             const Moving& moving) {
-  const auto& [params, grads, states, absmax, sums] = tensors;
+std::vector<Slot> make_slots(std::string_view op, const Headers& headers, int states_per_param, const Common& common,
+                             const Moving& moving, const std::optional<Tensor>& sums) {
+  const auto& [params, grads, states, absmax] = headers;
   const std::size_t n = params.size();
   STD_TORCH_CHECK(grads.size() == n, op, ": expected ", n, " gradients, got ", grads.size());
   STD_TORCH_CHECK(states.size() == n * states_per_param, op, ": expected ", n * states_per_param, " states, got ",
@@ -146,33 +184,35 @@ std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int st
   check_numbers(op, "origins", common.origins, n);
   if (n == 0) return {};
   static_assert(sizeof(Norms) == 3 * sizeof(float) && sizeof(Sums) == 3 * sizeof(double));
-  const Tensor* table = check_table(op, "grad_scales", common.grad_scales, 1, ScalarType::Float, params);
-  const float* const scales = table ? static_cast<const float*>(table->const_data_ptr()) : nullptr;
-  table = check_table(op, "norms", common.norms, 3, ScalarType::Float, params);
-  const Norms* const norms = table ? static_cast<const Norms*>(table->const_data_ptr()) : nullptr;
-  table = check_table(op, "sums", sums, 3, ScalarType::Double, params);
-  Sums* const to = table ? static_cast<Sums*>(table->mutable_data_ptr()) : nullptr;
-  table = check_table(op, "moving_keys", moving.keys, 1, ScalarType::Long, params);
-  const std::int64_t* const counters = table ? static_cast<const std::int64_t*>(table->const_data_ptr()) : nullptr;
-  const auto make_slot = [&](std::size_t i) {
-    const std::int64_t numel = params[i].numel();
+  const auto table = [&](const char* what, const std::optional<Tensor>& given, std::int64_t width, ScalarType dtype) {
+    return check_table(op, what, given, false, width, dtype, params);
+  };
+  const auto* const scales = static_cast<const float*>(table("grad_scales", common.grad_scales, 1, ScalarType::Float));
+  const auto* const norms = static_cast<const Norms*>(table("norms", common.norms, 3, ScalarType::Float));
+  const auto* const counters = static_cast<const std::int64_t*>(table("moving_keys", moving.keys, 1, ScalarType::Long));
+  auto* const to = static_cast<Sums*>(check_table(op, "sums", sums, true, 3, ScalarType::Double, params));
+  const bool is_cpu = params[0].device_type == static_cast<int>(torch::headeronly::DeviceType::CPU);
+  std::vector<Slot> slots;
+  slots.reserve(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::int64_t numel = params[i].numel;
     check_layout(op, "a parameter", params[i], numel, params[0]);
     check_layout(op, "a gradient", grads[i], numel, params[0]);
-    if (numel == 0) return Slot{};
-    Slot slot{params[i].mutable_data_ptr(),
-              grads[i].const_data_ptr(),
+    if (numel == 0) continue;
+    Slot slot{params[i].data,
+              grads[i].data,
               float_dtype(op, "a parameter", params[i]),
               float_dtype(op, "a gradient", grads[i]),
               numel,
               make_grid(op, numel, common, i),
-              0,
+              slots.empty() ? 0 : slots.back().first_block + blocks_in(slots.back()),
               scales == nullptr ? nullptr : scales + i,
               norms == nullptr ? nullptr : norms + i,
               to == nullptr ? nullptr : to + i,
               0,
               nullptr,
               {}};
-    if (counters != nullptr && !params[0].is_cpu())
+    if (counters != nullptr && !is_cpu)
       slot.counter = counters + i;
     else if (counters != nullptr || !common.keys.empty())
       slot.key =
@@ -180,31 +220,13 @@ std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int st
     for (int k = 0; k < states_per_param; ++k)
       slot.states[k] =
           make_state(op, states[k * n + i], absmax.empty() ? nullptr : &absmax[k * n + i], slot, params[0]);
-    return slot;
-  };
-  std::vector<Slot> slots(n);
-  std::atomic<bool> failed = false;
-  torch::stable::parallel_for(0, static_cast<std::int64_t>(n), kGrain, [&](std::int64_t first, std::int64_t last) {
-    try {
-      for (std::int64_t i = first; i < last; ++i) slots[i] = make_slot(i);
-    } catch (...) {
-      failed = true;
-    }
-  });
-  // An error must not leave a thread, and the first in the list shall be told: once more, one after the other.
-  for (std::size_t i = 0; failed && i < n; ++i) make_slot(i);
-  slots.erase(std::remove_if(slots.begin(), slots.end(), [](const Slot& slot) { return slot.numel == 0; }),
-              slots.end());
-  std::int64_t blocks = 0;
-  for (Slot& slot : slots) {
-    slot.first_block = blocks;
-    blocks += blocks_in(slot);
+    slots.push_back(slot);
   }
   return slots;
 }
 
 Batch make_batch(std::string_view op, const std::vector<Slot>& slots, const float* scalars, std::int32_t count,
-                 const Options& options, const Moving& moving, const Tensor& like) {
+                 const Options& options, const Moving& moving, const Header& like) {
   Batch batch{slots.data(), static_cast<std::int64_t>(slots.size()),
               slots.back().first_block + blocks_in(slots.back())};
   batch.scalars = moving.scalars ? check_floats(op, "scalars", *moving.scalars, count, like) : scalars;
@@ -212,21 +234,22 @@ Batch make_batch(std::string_view op, const std::vector<Slot>& slots, const floa
   batch.scalars_on_device = moving.scalars.has_value();
   batch.found_inf = moving.found_inf ? check_floats(op, "found_inf", *moving.found_inf, 1, like) : nullptr;
   batch.options = options;
-  batch.device = like.get_device_index();
+  batch.device = like.device_index;
   return batch;
 }
 
 Quantized make_quantized(std::string_view op, const Tensor& values, const Tensor& codes, const Tensor& absmax,
                          std::int64_t blocksize) {
   STD_TORCH_CHECK(blocksize > 0, op, ": blocksize must be positive, got ", blocksize);
-  check_layout(op, "values", values, values.numel(), values);
-  check_layout(op, "codes", codes, values.numel(), values);
-  check_layout(op, "absmax", absmax, blocks_of(values.numel(), blocksize), values);
-  check_dtype(op, "values", values, ScalarType::Float);
-  check_dtype(op, "codes", codes, ScalarType::Byte);
-  check_dtype(op, "absmax", absmax, ScalarType::Float);
-  return {static_cast<float*>(values.mutable_data_ptr()), static_cast<std::uint8_t*>(codes.mutable_data_ptr()),
-          static_cast<float*>(absmax.mutable_data_ptr()), values.numel(), blocksize};
+  const Header numbers = header_of(values, true), bytes = header_of(codes, true), scales = header_of(absmax, true);
+  check_layout(op, "values", numbers, numbers.numel, numbers);
+  check_layout(op, "codes", bytes, numbers.numel, numbers);
+  check_layout(op, "absmax", scales, blocks_of(numbers.numel, blocksize), numbers);
+  check_dtype(op, "values", numbers, ScalarType::Float);
+  check_dtype(op, "codes", bytes, ScalarType::Byte);
+  check_dtype(op, "absmax", scales, ScalarType::Float);
+  return {static_cast<float*>(numbers.data), static_cast<std::uint8_t*>(bytes.data), static_cast<float*>(scales.data),
+          numbers.numel, blocksize};
 }
 
 }  // namespace bnb

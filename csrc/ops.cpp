@@ -1,15 +1,13 @@
-// Schemas, Meta kernels and the extension module: everything of the boundary that no device owns.
-#define Py_LIMITED_API 0x030A0000
+// Schemas and Meta kernels: everything of the boundary that no device owns.
 #include "ops.h"
 
-#include <Python.h>
 #include <torch/csrc/stable/macros.h>
 
 namespace bnb {
 
 // The 256 numbers of a map, written into `out` (float32, on the CPU).
 void dynamic_map(const Tensor& out, bool is_signed) {
-  check_floats("dynamic_map", "out", out, 256, out);
+  check_floats("dynamic_map", "out", out, 256, header_of(out, true));
   const auto& values = is_signed ? kValues<Sign::kSigned> : kValues<Sign::kUnsigned>;
   std::memcpy(out.mutable_data_ptr(), values.data(), sizeof values);
 }
@@ -24,6 +22,7 @@ void no_map(const Tensor&, bool) {}
 // torch_bnb:: holds the rules and nothing else; what is beside them has namespaces of its own.
 STABLE_TORCH_LIBRARY(torch_bnb, m) {
   bnb::define_rules<bnb::Task::kStep>(m, bnb::AllRules{});
+  bnb::define_rules<bnb::Task::kStepByAddress>(m, bnb::AllRules{});
   bnb::define_rules<bnb::Task::kStepOnDevice>(m, bnb::AllRules{});
 }
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb, Meta, m) {
@@ -48,10 +47,4 @@ STABLE_TORCH_LIBRARY_IMPL(torch_bnb_codec, Meta, m) {
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb_codec, CPU, m) { m.impl("dynamic_map", TORCH_BOX(&bnb::dynamic_map)); }
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb_codec, CompositeExplicitAutograd, m) {
   m.impl("block_size", TORCH_BOX(&bnb::block_size));
-}
-
-// The module is empty: importing it loads the library, and loading it runs the registrations above and each device's.
-extern "C" PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
 }

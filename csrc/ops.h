@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "batch.h"
+#include "header.h"
 
 namespace bnb {
 
@@ -19,16 +20,20 @@ using torch::stable::Tensor;
 using TensorList = std::vector<Tensor>;
 using Launch = void (*)(int rule, const Batch&);  // rule: its index in AllRules
 
-// A rule has three ops. torch_bnb::<rule> steps; its overload <rule>.on_device takes what changes from step to step in
-// tensors that the device reads when it runs, so that a CUDA graph can repeat it. torch_bnb_measure::<rule>, of the
-// same arguments as the first, changes nothing and writes sums over each parameter, for those who hold a part of it and
-// must add up theirs with others'.
-enum class Task { kStep, kStepOnDevice, kMeasure };
+// A rule has four ops. torch_bnb::<rule> steps; its overload <rule>.by_address takes the tensors' headers, which
+// module.cpp has read, in place of the tensors, whose way through the dispatcher costs more than the step of a small
+// one; its overload <rule>.on_device takes what changes from step to step in tensors that the device reads when it
+// runs, so that a CUDA graph can repeat it. torch_bnb_measure::<rule>, of the same arguments as the first, changes
+// nothing and writes sums over each parameter, for those who hold a part of it and must add up theirs with others'.
+enum class Task { kStep, kStepByAddress, kStepOnDevice, kMeasure };
 
 // The tensors of a call. states and absmax are rule-state-major: state k of parameter i is at k * params.size() + i.
 struct Tensors {
   TensorList params, grads, states, absmax;
-  std::optional<Tensor> sums;  // float64, (params, 3), written by kMeasure
+};
+
+struct Headers {
+  std::vector<Header> params, grads, states, absmax;
 };
 
 // What kStepOnDevice takes in tensors.
@@ -53,26 +58,38 @@ constexpr const char* kCommonSchema =
 
 // Takes ownership of them. `op` names the op in errors.
 Common read_common(std::string_view op, const StableIValue* stack, int states_per_param);
-// The tensors as pointers, checked. Nothing is written before every check has passed.
-std::vector<Slot> make_slots(std::string_view op, const Tensors& tensors, int states_per_param, const Common& common,
-                             const Moving& moving);
+// `written`: whether the op changes tensors, gradients aside, so that they must have memory of their own.
+Headers headers_of(const Tensors& tensors, bool written);
+// From an int64 table with the headers of the tensors, in the order of Tensors.
+Headers headers_in(std::string_view op, const Tensor& table, int states_per_param);
+// The tensors as pointers, checked. Nothing is written before every check has passed. `sums`: float64, (params, 3).
+std::vector<Slot> make_slots(std::string_view op, const Headers& headers, int states_per_param, const Common& common,
+                             const Moving& moving, const std::optional<Tensor>& sums);
 void check_meta(std::string_view op, const TensorList& params);
 // `scalars`: `count` of them, unless they are in `moving`.
 Batch make_batch(std::string_view op, const std::vector<Slot>& slots, const float* scalars, std::int32_t count,
-                 const Options& options, const Moving& moving, const Tensor& like);
+                 const Options& options, const Moving& moving, const Header& like);
 
 template <class Rule, Task task>
 std::string op_name() {
-  return std::string(Rule::kName) + (task == Task::kStepOnDevice ? ".on_device" : "");
+  const char* const overload = task == Task::kStepByAddress  ? ".by_address"
+                               : task == Task::kStepOnDevice ? ".on_device"
+                                                             : "";
+  return std::string(Rule::kName) + overload;
+}
+
+template <Task task>
+constexpr const char* tensors_schema() {
+  if (task == Task::kStepByAddress) return "(Tensor headers, Tensor(a!) first";
+  if (task == Task::kMeasure)
+    return "(Tensor[] params, Tensor[] grads, Tensor[] states, Tensor[] absmax, Tensor(a!) sums";
+  return "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax";
 }
 
 // "adamw(Tensor(a!)[] params, ..., float lr, ..., Tensor? grad_scales=None, ...) -> ()"
 template <class Rule, Task task>
 std::string schema() {
-  std::string text = op_name<Rule, task>();
-  text += task == Task::kMeasure
-              ? "(Tensor[] params, Tensor[] grads, Tensor[] states, Tensor[] absmax, Tensor(a!) sums, *"
-              : "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor(c!)[] absmax, *";
+  std::string text = op_name<Rule, task>() + tensors_schema<task>() + ", *";
   if (task == Task::kStepOnDevice)
     text += ", Tensor scalars, Tensor? moving_keys=None, Tensor? found_inf=None";
   else
@@ -86,10 +103,17 @@ template <class Rule, int index, Task task, Launch launch>
 void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
   using torch::stable::detail::to;
   constexpr std::size_t count = Rule::kScalars.size();
-  Tensors tensors{
-      to<TensorList>(stack[0]), to<TensorList>(stack[1]), to<TensorList>(stack[2]), to<TensorList>(stack[3]), {}};
-  stack += 4;
-  if constexpr (task == Task::kMeasure) tensors.sums = to<Tensor>(*stack++);
+  constexpr int states = Rule::kStates.size();
+  Tensors tensors;
+  std::optional<Tensor> table, sums;
+  if constexpr (task == Task::kStepByAddress) {
+    table = to<Tensor>(*stack++);
+    tensors.params = {to<Tensor>(*stack++)};  // the first; whose device says which kernel it is
+  } else {
+    tensors = {to<TensorList>(stack[0]), to<TensorList>(stack[1]), to<TensorList>(stack[2]), to<TensorList>(stack[3])};
+    stack += 4;
+  }
+  if constexpr (task == Task::kMeasure) sums = to<Tensor>(*stack++);
   float scalars[count]{};
   Moving moving;
   if constexpr (task == Task::kStepOnDevice) {
@@ -98,16 +122,17 @@ void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
   } else {
     for (float& scalar : scalars) scalar = static_cast<float>(to<double>(*stack++));
   }
-  const Common common = read_common(Rule::kName, stack, Rule::kStates.size());
+  const Common common = read_common(Rule::kName, stack, states);
   if constexpr (launch == nullptr) {
     check_meta(Rule::kName, tensors.params);
   } else {
-    const auto slots = make_slots(Rule::kName, tensors, Rule::kStates.size(), common, moving);
+    const Headers headers =
+        table ? headers_in(Rule::kName, *table, states) : headers_of(tensors, task != Task::kMeasure);
+    const auto slots = make_slots(Rule::kName, headers, states, common, moving, sums);
     if (slots.empty()) return;
-    const Tensor& first = tensors.params[0];
-    const Batch batch = make_batch(Rule::kName, slots, scalars, count, common.options, moving, first);
+    const Batch batch = make_batch(Rule::kName, slots, scalars, count, common.options, moving, headers.params[0]);
     // On the CPU, what is on the device can be read at once.
-    if (first.is_cpu() && batch.found_inf != nullptr && *batch.found_inf != 0) return;
+    if (tensors.params[0].is_cpu() && batch.found_inf != nullptr && *batch.found_inf != 0) return;
     launch(index, batch);
   }
 }
@@ -129,7 +154,8 @@ void implement_rules(torch::stable::detail::StableLibrary& m) {
 
 // The data of a float32 tensor of `numel` elements on the device of `like`.
 const float* check_floats(std::string_view op, const char* what, const Tensor& t, std::int64_t numel,
-                          const Tensor& like);
+                          const Header& like);
+Header header_of(const Tensor& t, bool written);
 // The codec's arguments, checked.
 Quantized make_quantized(std::string_view op, const Tensor& values, const Tensor& codes, const Tensor& absmax,
                          std::int64_t blocksize);

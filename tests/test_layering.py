@@ -31,7 +31,7 @@ def imports(path):
 
 def test_registered_ops_are_the_rows_of_cases_are_the_exported_rules():
     names = [name.partition("::") for name in torch._C._dispatch_get_all_op_names()]
-    ops = {name.removesuffix(".on_device") for library, _, name in names if library == "torch_bnb"}
+    ops = {re.sub(r"\.(on_device|by_address)$", "", name) for library, _, name in names if library == "torch_bnb"}
     classes = {getattr(bnb.optim, name).rule: getattr(bnb.optim, name) for name in bnb.optim.rules.__all__}
     assert ops == set(CASES) == set(classes)
     assert all(CASES[name].optimizer is classes[name] for name in CASES)
@@ -86,8 +86,9 @@ INCLUDES = {
     "storage.h": {"codec.h"},
     "floats.h": {"codec.h"},
     "batch.h": {"rules.h", "storage.h"},
+    "header.h": set(),
     "layer.h": {"batch.h"},
-    "ops.h": {"batch.h"},
+    "ops.h": {"batch.h", "header.h"},
     "cpu/lanes.h": {"../codec.h"},
     "cpu/code.h": {"../storage.h", "lanes.h"},
     "cpu/noise.h": {"../random.h", "lanes.h"},

@@ -1,5 +1,6 @@
 """The compiled operators at their boundary."""
 
+import math
 import os
 import subprocess
 import sys
@@ -7,6 +8,9 @@ import sys
 import pytest
 import torch
 from cases import CASES
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_bnb import ops
 
@@ -66,10 +70,86 @@ def test_wrong_tensors_are_refused_before_anything_is_written(damage, message):
     before = [t.clone() for t in (*params, *states, *absmax)]
     with pytest.raises(RuntimeError, match=message):
         ops.update("adamw", params, grads, states, absmax, scalars)
+    headers = ops.headers_of([*params, *grads, *states, *absmax])
+    if headers is not None:
+        whole = len(headers) == 12  # with a tensor too few, what is the next one's cannot be told
+        with pytest.raises(
+            RuntimeError, match=message if whole else "adamw: headers must be on the CPU and have 3 num"
+        ):
+            ops.update_by_address("adamw", headers, params[0], scalars)
     assert all(torch.equal(t, b) for t, b in zip((*params, *states, *absmax), before, strict=True))
 
 
-def test_of_many_wrong_tensors_the_first_is_named_whichever_thread_finds_it():
+@EVERY_RULE
+@pytest.mark.parametrize("bits", [8, 32])
+def test_tensors_known_by_their_headers_step_alike(name, bits):
+    params, grads, states, absmax, scalars = arguments(name, bits)
+    copies = [[t.clone() for t in tensors] for tensors in (params, grads, states, absmax)]
+    ops.update(name, *copies, scalars)
+    absmax = absmax or [torch.empty(0) for _ in states]
+    headers = ops.headers_of([*params, *grads, *states, *absmax])
+    ops.update_by_address(name, headers, params[0], scalars)
+    assert all(torch.equal(t, c) for t, c in zip([*params, *states], copies[0] + copies[2], strict=True))
+
+
+STORED = torch.arange(4096.0)
+
+
+@given(data=st.data(), shape=st.lists(st.integers(0, 4), max_size=4))
+def test_a_header_says_what_torch_says(data, shape):
+    strides = [data.draw(st.integers(0, 16)) for _ in shape]
+    strided = torch.as_strided(STORED, shape, strides, data.draw(st.integers(0, 7)))
+    transposed = STORED[: math.prod(shape)].view(shape).movedim(0, -1) if shape else STORED[3]
+    for tensor in (strided, transposed, transposed.contiguous()):
+        (address, numel, kind), (*_, contiguous), (*_, in_double) = ops.headers_of(
+            [tensor, tensor.contiguous(), tensor.double()]
+        ).tolist()
+        assert (address, numel) == (tensor.data_ptr(), tensor.numel())
+        assert (kind == contiguous) == tensor.is_contiguous()
+        assert in_double != contiguous
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+UNREADABLE = {
+    "none": None,
+    "a subclass": torch.ones(3).as_subclass(Subclass),
+    "meta": torch.ones(3, device="meta"),
+    "sparse": torch.eye(3).to_sparse(),
+    "boolean": torch.ones(3, dtype=torch.bool),
+    "complex": torch.ones(3, dtype=torch.complex64),
+    "a number's negative": torch.tensor([1 + 2j]).conj().imag,
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_what_a_header_cannot_say_is_not_read(what):
+    assert ops.headers_of([torch.ones(3), torch.nn.Parameter(torch.ones(2))]) is not None
+    assert ops.headers_of([torch.ones(3), UNREADABLE[what]]) is None
+
+
+def test_a_dispatch_mode_sees_every_tensor():
+    with Watching():
+        assert ops.headers_of([torch.ones(3)]) is None
+
+
+def test_headers_that_are_none_are_refused():
+    params, grads, states, absmax, scalars = arguments("adamw")
+    headers = ops.headers_of([*params, *grads, *states, *absmax])
+    with pytest.raises(RuntimeError, match="adamw: headers must be Long, got Int"):
+        ops.update_by_address("adamw", headers.int(), params[0], scalars)
+    with pytest.raises(RuntimeError, match="adamw: headers must be contiguous"):
+        ops.update_by_address("adamw", headers.t(), params[0], scalars)
+
+
+def test_of_many_wrong_tensors_the_first_is_named():
     params = [torch.ones(3) for _ in range(500)]
     grads = [torch.ones(3) for _ in params]
     grads[400], grads[450] = torch.ones(4), torch.ones(5)

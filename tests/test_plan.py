@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import torch_bnb as bnb
+from torch_bnb import ops
 from torch_bnb.optim import plan
 from torch_bnb.optim.plan import Plan
 
@@ -49,7 +50,10 @@ def plans(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_steps_that_are_alike_are_planned_once(name, plans):
+@pytest.mark.parametrize("readable", [True, False])
+def test_steps_that_are_alike_are_planned_once(name, plans, readable, monkeypatch):
+    if not readable:
+        monkeypatch.setattr(ops, "headers_of", lambda tensors: None)
     params, optimizer = start(name)
     for seed in range(5):
         step(params, optimizer, seed)
@@ -111,11 +115,43 @@ def skipped_zeros(params, optimizer):
     optimizer.param_groups[0]["skip_zeros"] = True
 
 
+def moved_state(params, optimizer):
+    for value in optimizer.state.get(params[1], {}).values():
+        if isinstance(value, torch.Tensor):
+            value.data = value.data.clone()
+
+
+def shared_state(params, optimizer):
+    for value in optimizer.state.get(params[0], {}).values():
+        if isinstance(value, torch.Tensor):
+            value.share_memory_()
+
+
+def moved_parameter(params, optimizer):
+    params[2].data = params[2].data.clone()
+
+
 EVENTS = [
     no_gradient, strided_gradient, strided_parameter, other_dtype, other_rates,
     fewer_bits, hint, clipped, no_state, other_count, reloaded,
-    skipped_zeros, lambda params, optimizer: None,
+    moved_state, shared_state, moved_parameter, skipped_zeros, lambda params, optimizer: None,
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tensors_that_are_handed_over_step_as_those_that_are_known_by_address(name, monkeypatch):
+    params, optimizer = start(name)
+    others, other = start(name)
+    by_address = []
+    update = ops.update_by_address
+    monkeypatch.setattr(ops, "update_by_address", lambda *a, **k: (by_address.append(a[0]), update(*a, **k)))
+    for seed in range(4):
+        step(params, optimizer, seed)
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "headers_of", lambda tensors: None)
+            step(others, other, seed)
+    assert len(by_address) >= 4
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
 
 
 @settings(max_examples=40)

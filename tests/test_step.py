@@ -288,7 +288,9 @@ def test_state_on_another_device_is_refused():
     optimizer = bnb.optim.AdamW([p])
     optimizer.step()
     optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"].to("meta")
-    with pytest.raises(RuntimeError, match="adamw: all tensors must be on one device"):
+    with pytest.raises(
+        ValueError, match=r"exp_avg of the parameter of shape \(5000,\) is on meta, where it has no num"
+    ):
         optimizer.step()
 
 
@@ -345,3 +347,20 @@ def test_foreach_and_fused_are_taken_as_torch_users_pass_them():
         bnb.optim.AdamW([param(3)], **options).step()
     with pytest.raises(ValueError, match="fused=1: expected True, False or None"):
         bnb.optim.AdamW([param(3)], fused=1)
+
+
+def test_a_compiled_function_may_step():
+    parameters, others = [param(5000)], [param(5000)]
+    others[0].data.copy_(parameters[0].data)
+    ours, theirs = (bnb.optim.AdamW8bit(params, lr=1e-2) for params in (parameters, others))
+
+    def train(parameter, optimizer):
+        optimizer.zero_grad()
+        parameter.square().sum().backward()
+        optimizer.step()
+
+    compiled = torch.compile(train, backend="eager")
+    for _ in range(3):
+        compiled(parameters[0], ours)
+        train(others[0], theirs)
+    assert torch.equal(parameters[0], others[0])

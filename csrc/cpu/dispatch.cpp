@@ -123,6 +123,7 @@ void dequantize_blockwise(const Tensor& values, const Tensor& codes, const Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CPU, m) {
   bnb::implement_rules<bnb::Task::kStep, bnb::cpu::launch>(m);
+  bnb::implement_rules<bnb::Task::kStepByAddress, bnb::cpu::launch>(m);
   bnb::implement_rules<bnb::Task::kStepOnDevice, bnb::cpu::launch>(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb_measure, CPU, m) { bnb::implement_rules<bnb::Task::kMeasure, bnb::cpu::sum_up>(m); }

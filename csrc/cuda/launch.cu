@@ -107,6 +107,7 @@ void sum_up(int rule, const Batch& batch) {
 
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb, CUDA, m) {
   bnb::implement_rules<bnb::Task::kStep, bnb::cuda::launch>(m);
+  bnb::implement_rules<bnb::Task::kStepByAddress, bnb::cuda::launch>(m);
   bnb::implement_rules<bnb::Task::kStepOnDevice, bnb::cuda::launch>(m);
 }
 STABLE_TORCH_LIBRARY_IMPL(torch_bnb_measure, CUDA, m) {

@@ -184,6 +184,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         return places
 
     @override
+    @torch._disable_dynamo  # within a function that torch.compile compiles it runs as it is, like add_param_group
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient.

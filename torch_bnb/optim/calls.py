@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,10 @@ class Call:
     """For percentile clipping; empty without."""
     grad_scales: Tensor | None = None
     norms: Tensor | None = None
+    headers: Tensor | None = None
+    """Of the operator's tensors, once they have been looked at and if they can be known by their headers."""
+    layout: Any = None
+    """What the tensors were when they were looked at: dtype, device, size."""
     put_back: list[Callable[[], Any]] = field(default_factory=list)
     """For parameters in whose place a copy stands in `params`."""
 
@@ -80,6 +85,27 @@ class Call:
         self.states.append(state)
         if grid is not None:
             self.grids.append(grid)
+
+    def look(self, names: Mapping[str, bool]) -> bool:
+        """Looks at the operator's tensors.
+
+        Args:
+            names: The rule's states.
+
+        Returns:
+            Whether they are like those of the last look, wherever they lie.
+        """
+        tensors = list(chain.from_iterable(self.tensors(names)))
+        before, self.headers = self.layout, ops.headers_of(tensors)
+        if self.headers is not None:
+            self.layout = self.headers[:, 1:]
+            return isinstance(before, Tensor) and torch.equal(before, self.layout)
+        self.layout = list(map(_layout, tensors))
+        return self.layout == before
+
+    def release(self) -> None:
+        """Lets go of parameters and gradients."""
+        self.params, self.grads, self.clips, self.headers = [], [], [], None
 
     def finds_state(self) -> bool:
         """Whether the states that are prepared are still where they were, as far as it cannot be seen at the call."""
@@ -127,4 +153,12 @@ class Call:
 
     def update(self, rule: str, names: Mapping[str, bool]) -> None:
         """The operator alone, with the arguments that have been gathered."""
-        ops.update(rule, *self.tensors(names), self.scalars, **self.keywords())
+        if self.headers is not None:
+            ops.update_by_address(rule, self.headers, self.params[0], self.scalars, **self.keywords())
+        else:
+            ops.update(rule, *self.tensors(names), self.scalars, **self.keywords())
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    strided = tensor.layout is torch.strided
+    return tensor.layout, tensor.dtype, tensor.device, tensor.numel(), strided and tensor.is_contiguous()

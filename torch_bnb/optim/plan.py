@@ -62,16 +62,12 @@ class Planned:
     """One call, and whence its parameters come."""
 
     call: Call
-    device: torch.device
-    """Of its parameters, when it was planned."""
     indices: list[int] = field(default_factory=list)
     """Of its parameters among all of the optimizer's."""
     situations: dict[int, tuple[Situation, int]] = field(default_factory=dict)
     """By id, each with the position in the call of one of its parameters."""
     sharded: bool = False
     """Whether processes hold parts of its parameters."""
-    dtypes: list[torch.dtype] = field(default_factory=list)
-    """Of its parameters: frameworks exchange their data, too."""
 
 
 class Plan:
@@ -125,13 +121,12 @@ class Plan:
                     call = Call(*situation.numbers, groups=groups)
                     if away:
                         call = PagedCall(*situation.numbers, whole=measures(optimizer, config))
-                    planned[place] = Planned(call, parameter.device, sharded=sharded)
+                    planned[place] = Planned(call, sharded=sharded)
                     if sparse:
                         planned[place].call.arguments = {**situation.numbers[1], "skip_zeros": True}
                 own = planned[place]
                 own.situations.setdefault(id(situation), (situation, len(own.indices)))
                 own.indices.append(index)
-                own.dtypes.append(parameter.dtype)
                 storage.prepare(state, own.call.active, parameter, config, optimizer.initial(config))
                 own.call.add(here, own_grad, state, step, grid)
                 if clips:
@@ -141,6 +136,8 @@ class Plan:
         self._planned = list(planned.values())
         self._known = list(optimizer.state.values())
         self._rehearses = bool(self._planned) and still and not self._moves()
+        for planned in self._planned if self._keeps else []:
+            planned.call.look(optimizer.states)
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter that is in it, and lets go of parameters and gradients."""
@@ -155,7 +152,7 @@ class Plan:
             for planned in self._planned:
                 planned.call.run(optimizer.rule, optimizer.states, planned.indices)
         for call in calls:
-            call.params, call.grads, call.clips = [], [], []
+            call.release()
 
     def __bool__(self) -> bool:
         return bool(self._planned)
@@ -193,20 +190,15 @@ class Plan:
             return False
         call.params = [params[index] for index in planned.indices]
         call.grads = [parameter.grad for parameter in call.params]
-        if [parameter.dtype for parameter in call.params] != planned.dtypes:
+        if any(grad is None for grad in call.grads):
             return False
         if planned.sharded:
             if not all(map(sharding.is_sharded, call.grads)):
                 return False
             call.grads = [sharding.local_grad(grad, p) for p, grad in zip(call.params, call.grads, strict=True)]
             call.params = list(map(sharding.local, call.params))
-        for parameter, grad in zip(call.params, call.grads, strict=True):
-            if grad is None or grad.layout is not torch.strided or not grad.is_contiguous():
-                return False
-            if not parameter.is_contiguous() or grad.dtype not in FLOATING:
-                return False
-            if parameter.device != planned.device or grad.device != planned.device:
-                return False
+        if not call.look(optimizer.states):
+            return False
         scalars: dict[str, float] | None = None
         for situation, position in planned.situations.values():
             config = situation.slot.config(optimizer.param_groups[situation.group])

@@ -127,6 +127,9 @@ def prepare(
         parameter: The parameter.
         config: Its options.
         initial: Value of every element of a new state.
+
+    Raises:
+        ValueError: A state is on meta and its parameter is not.
     """
     form, home = wanted(config, parameter), host.home_of(config, parameter)
     for name, signed in states.items():
@@ -135,7 +138,7 @@ def prepare(
             _make(state, name, signed, parameter, form, home, initial)
         elif kept is form:
             for key in (name,) if form is Form.FLOAT32 else (codes_key(name), absmax_key(name)):
-                state[key] = _brought(state[key], home, parameter)
+                state[key] = _brought(key, state[key], home, parameter)
         else:
             host.settle({parameter: state})
             _convert(state, name, kept, signed, parameter, form, home)
@@ -170,8 +173,13 @@ def _convert(state: State, name: str, kept: Form, signed: bool, parameter: Tenso
         put(state, name, parameter, *map(home.take, encode(values, signed, form)), form)
 
 
-def _brought(kept: Tensor, home: host.Home, parameter: Tensor) -> Tensor:
+def _brought(key: str, kept: Tensor, home: host.Home, parameter: Tensor) -> Tensor:
     """A tensor of state, where it belongs."""
+    if kept.is_meta and home.device.type != "meta":
+        raise ValueError(
+            f"{key} of the parameter of shape {tuple(parameter.shape)} is on meta, where it has no numbers; "
+            f"expected it on {home.device}"
+        )
     here = sharding.local(kept)
     brought = home.take(here)
     return kept if brought is here else sharding.wrap(brought, parameter, kept.shape)

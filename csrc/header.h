@@ -1,0 +1,15 @@
+// What an op must know of a tensor. Plain numbers, three of 64 bits; no torch.
+#pragma once
+#include <cstdint>
+
+namespace bnb {
+
+struct Header {
+  void* data;
+  std::int64_t numel;
+  std::int16_t dtype, device_type;  // torch's numbers for them
+  std::int16_t device_index;        // 0 for the CPU
+  std::int16_t contiguous;
+};
+
+}  // namespace bnb

@@ -1,0 +1,123 @@
+// The extension module. Importing it loads the library, and loading it registers the ops. Beside that it reads the
+// headers of many tensors at once, through the table of C functions that torch offers to other libraries
+// (https://dmlc.github.io/dlpack/latest/c_api.html): a tenth of what it costs to hand them to an op.
+#define Py_LIMITED_API 0x030A0000
+// DLPack's own C interface, not of torch's; torch ships it, but hides it from who keeps to torch's stable ABI.
+#undef TORCH_TARGET_VERSION
+#include <ATen/dlpack.h>
+#include <Python.h>
+#include <torch/headeronly/core/DeviceType.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+
+#include "header.h"
+
+namespace bnb {
+namespace {
+
+using torch::headeronly::DeviceType;
+using torch::headeronly::ScalarType;
+
+// Of torch, from `accept`.
+PyObject *tensor_type = nullptr, *parameter_type = nullptr;
+DLPackDLTensorFromPyObjectNoSync read_tensor = nullptr;
+
+constexpr Py_ssize_t kAhead = 8;  // objects that are fetched into the cache before they are read
+
+// Whether `header` could be filled in with what the tensor's dtype is for torch.
+bool read_dtype(DLDataType dtype, Header& header) {
+  struct Known {
+    int code, bits;
+    ScalarType dtype;
+  };
+  constexpr Known kKnown[]{{kDLFloat, 32, ScalarType::Float}, {kDLBfloat, 16, ScalarType::BFloat16},
+                           {kDLFloat, 16, ScalarType::Half},  {kDLFloat, 64, ScalarType::Double},
+                           {kDLUInt, 8, ScalarType::Byte},    {kDLInt, 64, ScalarType::Long}};
+  const auto* const found = std::find_if(std::begin(kKnown), std::end(kKnown), [&](const Known& known) {
+    return known.code == dtype.code && known.bits == dtype.bits && dtype.lanes == 1;
+  });
+  if (found == std::end(kKnown)) return false;
+  header.dtype = static_cast<std::int16_t>(found->dtype);
+  return true;
+}
+
+bool read_device(DLDevice device, Header& header) {
+  if (device.device_type != kDLCPU && device.device_type != kDLCUDA) return false;
+  const DeviceType type = device.device_type == kDLCPU ? DeviceType::CPU : DeviceType::CUDA;
+  header.device_type = static_cast<std::int16_t>(type);
+  header.device_index = static_cast<std::int16_t>(device.device_id);
+  return true;
+}
+
+// A view of one number may stand for its negative, which no header says: that of `x.conj().imag` for one.
+bool stands_for_its_negative(PyObject* tensor) {
+  PyObject* const answer = PyObject_CallMethod(tensor, "is_neg", nullptr);
+  const bool negative = answer != Py_False;
+  Py_XDECREF(answer);
+  return negative;
+}
+
+// Whether an object is a plain tensor, whose header says all that an op must know.
+bool read_header(PyObject* object, Header& header) {
+  auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  if (read_tensor == nullptr || (type != tensor_type && type != parameter_type)) return false;
+  DLTensor tensor;
+  if (read_tensor(object, &tensor) != 0) return false;
+  header.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  header.numel = 1;
+  header.contiguous = 1;
+  for (int d = tensor.ndim - 1; d >= 0; --d) {
+    if (tensor.shape[d] != 1 && tensor.strides[d] != header.numel) header.contiguous = 0;
+    header.numel *= tensor.shape[d];
+  }
+  if (header.numel == 0) header.contiguous = 1;
+  return read_dtype(tensor.dtype, header) && read_device(tensor.device, header) &&
+         !(header.numel == 1 && stands_for_its_negative(object));
+}
+
+PyObject* accept(PyObject*, PyObject* args) {
+  if (!PyArg_ParseTuple(args, "OO", &tensor_type, &parameter_type)) return nullptr;
+  Py_INCREF(tensor_type);
+  Py_INCREF(parameter_type);
+  PyObject* const capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
+  if (capsule == nullptr) return nullptr;
+  const auto* const api = static_cast<DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  if (api != nullptr && api->header.version.major == DLPACK_MAJOR_VERSION)
+    read_tensor = api->dltensor_from_py_object_no_sync;
+  Py_DECREF(capsule);
+  if (api == nullptr) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyObject* read_headers(PyObject*, PyObject* args) {
+  PyObject *tensors, *out;
+  if (!PyArg_ParseTuple(args, "O!O", &PyList_Type, &tensors, &out)) return nullptr;
+  const Py_ssize_t n = PyList_Size(tensors);
+  constexpr std::int64_t kNumbers = sizeof(Header) / sizeof(std::int64_t);
+  Header table;
+  bool all = read_header(out, table) && table.dtype == static_cast<int>(ScalarType::Long) && table.contiguous &&
+             table.numel == kNumbers * n && table.device_type == static_cast<int>(DeviceType::CPU);
+  auto* const headers = static_cast<Header*>(table.data);
+  for (Py_ssize_t i = 0; all && i < n; ++i) {
+    if (i + kAhead < n) __builtin_prefetch(PyList_GetItem(tensors, i + kAhead));
+    all = read_header(PyList_GetItem(tensors, i), headers[i]);
+  }
+  PyErr_Clear();  // what cannot be read goes to the op as a tensor, and the op says what is wrong with it
+  return PyBool_FromLong(all);
+}
+
+PyMethodDef methods[]{
+    {"accept", accept, METH_VARARGS, "accept(Tensor, Parameter): the classes whose instances are plain tensors"},
+    {"read_headers", read_headers, METH_VARARGS,
+     "read_headers(tensors: list, out: Tensor) -> bool: fills `out`, int64 of shape (n, 3), if all are plain tensors"},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+}  // namespace bnb
+
+extern "C" PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, bnb::methods, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
