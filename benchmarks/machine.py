@@ -27,6 +27,12 @@ def _cpuinfo(key: str) -> str:
     return found[1] if found else ""
 
 
+def _processor() -> str:
+    """Its name; with family and model where a hypervisor has taken the number away: generations differ by half."""
+    name, family = _cpuinfo("model name") or platform.processor() or platform.machine(), _cpuinfo("cpu family")
+    return name if re.search(r"\d", name) or not family else f"{name} (family {family}, model {_cpuinfo('model')})"
+
+
 def memory(key: str) -> int | None:
     """Bytes, of ``MemTotal`` or ``MemAvailable``; None where the system does not say."""
     found = re.search(rf"^{key}:\s*(\d+) kB$", _read("/proc/meminfo"), flags=re.MULTILINE)
@@ -71,7 +77,7 @@ def describe() -> dict[str, Any]:
     """Everything that a reader of a result needs to know of the machine, as plain data."""
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()  # x86, ARM
     return {
-        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu": _processor(),
         "architecture": platform.machine(),
         "cpus": cpus(),
         "instruction sets": [name for name in INSTRUCTION_SETS if name in flags],

@@ -59,6 +59,7 @@ DType float_dtype(std::string_view op, const char* what, const Header& header) {
 void check_layout(std::string_view op, const char* what, const Header& header, std::int64_t numel, const Header& like) {
   STD_TORCH_CHECK(header.numel == numel, op, ": ", what, " must have ", numel, " elements, got ", header.numel);
   STD_TORCH_CHECK(header.contiguous, op, ": ", what, " must be contiguous");
+  STD_TORCH_CHECK(header.data != nullptr || numel == 0, op, ": ", what, " has no memory, its storage has been freed");
   STD_TORCH_CHECK(header.device_type == like.device_type && header.device_index == like.device_index, op, ": ", what,
                   " must be on the device of the first parameter");
 }
@@ -88,8 +89,8 @@ Headers headers_in(std::string_view op, const Tensor& table, int states_per_para
   check_dtype(op, "headers", header_of(table, false), ScalarType::Long);
   const std::int64_t each = 2 + 2 * states_per_param, n = table.numel() / 3 / each;
   STD_TORCH_CHECK(table.is_cpu() && table.numel() == 3 * each * n, op,
-                  ": headers must be on the CPU and have 3 numbers ", "for each of a parameter's ", each,
-                  " tensors, got ", table.numel());
+                  ": headers must be on the CPU and have 3 numbers for each of a parameter's ", each, " tensors, got ",
+                  table.numel());
   const Header* const first = static_cast<const Header*>(table.const_data_ptr());
   const Header *const grads = first + n, *const states = grads + n, *const absmax = states + n * states_per_param;
   return {{first, grads}, {grads, states}, {states, absmax}, {absmax, absmax + n * states_per_param}};

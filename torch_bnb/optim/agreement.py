@@ -30,11 +30,11 @@ def check_agreement(optimizer: "BlockwiseOptimizer", groups: Sequence[Any] | Non
     Raises:
         ValueError: On every process: some disagree. The first parameters are named, with what each side says.
     """
-    places = optimizer.configurations()
     if groups is None:
-        groups = _groups([place.parameter for place in places])
+        groups = _groups([parameter for group in optimizer.param_groups for parameter in group["params"]])
     if not groups:
         return
+    places = optimizer.configurations()
     said = [(place.name, _said(optimizer, place)) for place in places]
     digest = int.from_bytes(hashlib.sha256(repr(said).encode()).digest()[:7], "little")
     device = places[0].parameter.device

@@ -223,6 +223,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         return plan
 
     def _warn_of_cut_blocks(self) -> None:
+        if not any(sharding.is_sharded(parameter) for group in self.param_groups for parameter in group["params"]):
+            return
         sharded = (place for place in self.configurations() if sharding.is_sharded(place.parameter))
         cut = [
             f"{place.name}, shape {tuple(place.parameter.shape)}"

@@ -175,7 +175,7 @@ def _convert(state: State, name: str, kept: Form, signed: bool, parameter: Tenso
 
 def _brought(key: str, kept: Tensor, home: host.Home, parameter: Tensor) -> Tensor:
     """A tensor of state, where it belongs."""
-    if kept.is_meta and home.device.type != "meta":
+    if kept.is_meta and not parameter.is_meta:
         raise ValueError(
             f"{key} of the parameter of shape {tuple(parameter.shape)} is on meta, where it has no numbers; "
             f"expected it on {home.device}"
