@@ -181,7 +181,8 @@ class EightBitOptimizer(pl.Callback):
                 configured = build.replaced(configured, self.optim_bits)
             optimizers = optimizers_in(configured)
             for optimizer in optimizers:
-                build.warn_of_full_precision(optimizer)  # looks all hints up, so that what is wrong with them comes now
+                # Looks all hints up, so that what is wrong with them comes now.
+                build.warn_of_full_precision(optimizer, self.replace_torch_optimizers)
             strategies.prepare(trainer.strategy, optimizers)
         self._optimizers = optimizers
         return configured
