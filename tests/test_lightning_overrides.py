@@ -414,6 +414,17 @@ def test_the_decorator_does_what_the_mixin_does():
         assert bits(trainer, module.head.weight) == 32
 
 
+def test_an_optimizer_that_is_none_or_has_no_twin_is_named_by_mixin_and_decorator():
+    with pytest.raises(TypeError, match=r"optimizer_class='adamw': expected a class of optimizers, such as"):
+        Mixed(optimizer_class="adamw").configure_optimizers()
+    with pytest.raises(TypeError, match="optimizer_class=functools"):
+        eight_bit_optimizer(partial(torch.optim.SGD, lr=0.1))
+    with pytest.raises(TypeError, match=r"decorate with parentheses, @eight_bit_optimizer\(\)"):
+        eight_bit_optimizer(Bare)
+    with pytest.warns(UserWarning, match="NAdam has no 8-bit twin and stays as it is, .*; no hint holds for it"):
+        Mixed(optimizer_class=torch.optim.NAdam).configure_optimizers()
+
+
 def test_the_decorated_class_is_the_same_and_its_hyperparameters_are_saved(tmp_path):
     class Plain(Bare):
         def __init__(self, width=64, lr=1e-3):
