@@ -170,8 +170,10 @@ def test_explain_of_a_model_needs_no_optimizer(manager):
     rows = manager.explain(model)
     assert rows["head.bias"].overrides == {"lr": 0.5} and rows["head.bias"].lr is None
     assert rows["embed.weight"].overrides == {"optim_bits": 32}
-    with pytest.raises(TypeError, match=r"explain: expected an nn.Module or an optimizer of torch_bnb, got 3"):
-        manager.explain(3)
+    with pytest.raises(TypeError, match=r"expected an nn.Module or an optimizer of torch_bnb, got a torch.*AdamW$"):
+        manager.explain(torch.optim.AdamW(model.parameters()))
+    with pytest.raises(TypeError, match=r"optimizer class of torch_bnb.optim, got an instance of AdamW$"):
+        bnb.plan(model, AdamW(model.parameters()))
 
 
 def test_tables_are_plain_text_without_rich(manager, monkeypatch):

@@ -98,6 +98,8 @@ def test_an_option_that_the_rule_lacks_is_a_misconfiguration():
 def test_an_optimizer_that_is_no_function_is_refused():
     with pytest.raises(MisconfigurationException, match="optimizer='AdamW8bit': expected a function"):
         EightBitOptimizer(optimizer="AdamW8bit")
+    with pytest.raises(MisconfigurationException, match="optimizer=an instance of SGD: expected a function"):
+        EightBitOptimizer(optimizer=torch.optim.SGD(Model().parameters()))
 
 
 def test_patterns_find_what_configure_model_makes():

@@ -116,7 +116,8 @@ def plan(
     if not isinstance(model, nn.Module):
         raise TypeError(f"plan: expected an nn.Module, got {type(model).__name__}")
     if not (isinstance(optimizer, type) and issubclass(optimizer, BlockwiseOptimizer)):
-        raise TypeError(f"plan: expected an optimizer class of torch_bnb.optim, got {optimizer!r}")
+        got = repr(optimizer) if isinstance(optimizer, type) else f"an instance of {type(optimizer).__name__}"
+        raise TypeError(f"plan: expected an optimizer class of torch_bnb.optim, got {got}")
     if optim_bits is None and optimizer in (getattr(rules, name) for name in rules.__all__):
         optim_bits = 8
     if optim_bits is not None:
