@@ -367,6 +367,8 @@ def test_param_groups_make_overrides_explicit(manager):
     assert optimizer.param_groups[0]["param_names"][0].startswith("blocks")
     rows = manager.explain(optimizer)
     assert rows["head.weight"].lr == 1e-4 and rows["head.bias"].lr == 5e-5 and rows["embed.weight"].bits == 32
+    with pytest.raises(TypeError, match=r"param_groups: expected an nn\.Module, got generator"):
+        bnb.param_groups(model.parameters())
 
 
 def test_hints_that_went_into_groups_do_not_apply_again_and_later_ones_do(manager):
