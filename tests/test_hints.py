@@ -580,9 +580,12 @@ def test_the_command_plans_a_model_by_name(tmp_path):
         (("mine",), "'mine': expected package.module:factory"),
         (("no.such:thing",), "'no.such:thing': No module named 'no'"),
         (("builtins:dict",), "'builtins:dict' made a dict, expected an nn.Module"),
+        (("torch.nn:Identity", "--option", "momentum"), "--option momentum: expected KEY=VALUE"),
+        (("mine:make", "--option", "block_grid=row"), "AdamW: block_grid='row': expected 'flat' or 'rows'"),
         (("torch.nn:Identity", "--overrides", "none.yaml"), "No such file or directory: 'none.yaml'"),
     ],
 )
 def test_the_command_says_what_is_wrong(tmp_path, arguments, message):
+    (tmp_path / "mine.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(64, 64)\n")
     done = command("plan", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
