@@ -167,8 +167,13 @@ class BnbOptimizerPlugin:
                 Of the optimizer, instead of the plugin's.
 
         Raises:
+            TypeError: The model is none.
             ValueError: An option is unknown or impossible, a hint fits nothing, or `as_groups` meets groups given.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"create_optimizer: expected an nn.Module, got {type(model).__name__}; parameters come after the model"
+            )
         self.register(model)
         options = {**self.optimizer_options(), **options}
         if as_groups:
@@ -178,3 +183,14 @@ class BnbOptimizerPlugin:
         elif params is None:
             params = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return self.optimizer_class(params, **options)
+
+
+def checked(plugin: Any) -> BnbOptimizerPlugin | None:
+    """The plugin as it was given; None is one too.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(plugin, (BnbOptimizerPlugin, type(None))):
+        raise TypeError(f"plugin={plugin!r}: expected a BnbOptimizerPlugin, or None for one from the environment")
+    return plugin

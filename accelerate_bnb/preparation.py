@@ -15,7 +15,7 @@ from typing_extensions import override
 from accelerate_bnb.engines import Engine, engine_of
 from accelerate_bnb.fsdp1 import make_loadable
 from accelerate_bnb.placeholder import BnbDummyOptim
-from accelerate_bnb.plugin import BnbOptimizerPlugin
+from accelerate_bnb.plugin import BnbOptimizerPlugin, checked
 from torch_bnb import check_agreement, report, verify
 from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
 
@@ -49,8 +49,11 @@ def prepare(
     Raises:
         VerificationError: The engine replaces the optimizer, or the optimizer does not train the whole model as hints
             say; the cause is named, with the setting that avoids it.
+        TypeError: The accelerator or the plugin is none, or the plugin is among the objects.
         ValueError: A hint that cannot be, or a placeholder whose model is not known.
     """
+    if not hasattr(accelerator, "prepare"):
+        raise TypeError(f"prepare: expected an Accelerator before the objects, got {type(accelerator).__name__}")
     if isinstance(accelerator, BnbAccelerator):
         return _prepare(accelerator, super(BnbAccelerator, accelerator).prepare, objects, plugin, device_placement)
     return _prepare(accelerator, accelerator.prepare, objects, plugin, device_placement)
@@ -64,7 +67,9 @@ def _prepare(
     device_placement: Sequence[bool] | None,
 ) -> Any:
     """`prepare`, where `framework` is what it stands before."""
-    plugin = BnbOptimizerPlugin() if plugin is None else plugin
+    plugin = checked(plugin) or BnbOptimizerPlugin()
+    if any(isinstance(item, BnbOptimizerPlugin) for item in objects):
+        raise TypeError("prepare: a plugin is no object to prepare; give it as prepare(..., plugin=plugin)")
     models = [item for item in objects if isinstance(item, nn.Module)]
     concerned = any(isinstance(item, (BlockwiseOptimizer, BnbDummyOptim)) for item in objects)
     if concerned and not models:
@@ -173,7 +178,7 @@ class BnbAccelerator(Accelerator):
 
     def __init__(self, *args: Any, bnb_plugin: BnbOptimizerPlugin | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.bnb_plugin = BnbOptimizerPlugin() if bnb_plugin is None else bnb_plugin
+        self.bnb_plugin = checked(bnb_plugin) or BnbOptimizerPlugin()
 
     @override
     def prepare(self, *args: Any, device_placement: Any = None) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from accelerate_bnb.plugin import BnbOptimizerPlugin
+from accelerate_bnb.plugin import BnbOptimizerPlugin, checked
 from torch_bnb.optim import BlockwiseOptimizer
 
 # What transformers.Trainer leaves out of weight decay, beside nn.LayerNorm.
@@ -36,6 +36,7 @@ def optimizer_factory(plugin: BnbOptimizerPlugin | None = None) -> Callable[[], 
         >>> [group["weight_decay"] for group in optimizer.param_groups]
         [0.1, 0.0]
     """
+    checked(plugin)
 
     def builder(model: nn.Module, **options: Any) -> BlockwiseOptimizer:
         chosen = BnbOptimizerPlugin() if plugin is None else plugin

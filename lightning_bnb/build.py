@@ -69,16 +69,26 @@ def replaced(configured: Any, optim_bits: int) -> Any:
         raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
 
 
-def warn_of_full_precision(optimizer: Optimizer) -> None:
-    """Warns of an optimizer none of whose state is in 8 bits."""
+def warn_of_full_precision(optimizer: Optimizer, replace: bool = True) -> None:
+    """Warns of an optimizer none of whose state is in 8 bits.
+
+    Args:
+        optimizer: As it will train.
+        replace: Whether it would have been replaced, had it a twin.
+    """
     name = type(optimizer).__name__
     if not isinstance(optimizer, BlockwiseOptimizer):
-        rank_zero_warn(f"EightBitOptimizer: {name} has no 8-bit twin and stays as it is, its state at full precision")
+        why = "has no 8-bit twin" if replace else "is not replaced (replace_torch_optimizers=False)"
+        rank_zero_warn(
+            f"EightBitOptimizer: {name} {why} and stays as it is, its state at full precision; no hint holds for it"
+        )
         return
     memory = report(optimizer)
     if not any(row.bits == 8 for row in memory.rows):
         planned = memory.total.planned / 2**20
-        rank_zero_warn(f"EightBitOptimizer: all state of {name} stays in 32 bits, {planned:.2f} MiB; set optim_bits=8")
+        asked = any(group["optim_bits"] == 8 for group in optimizer.param_groups)
+        why = "parameters are below min_8bit_size or kept at 32 bits by hints" if asked else "set optim_bits=8"
+        rank_zero_warn(f"EightBitOptimizer: all state of {name} stays in 32 bits, {planned:.2f} MiB; {why}")
 
 
 def wrap_configure_optimizers(

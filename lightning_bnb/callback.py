@@ -69,8 +69,10 @@ class EightBitOptimizer(pl.Callback):
         if optim_bits not in (8, 32):
             raise MisconfigurationException(f"EightBitOptimizer: optim_bits={optim_bits!r}: expected 8 or 32")
         if optimizer is not None and not callable(optimizer):
+            made = isinstance(optimizer, Optimizer)
+            got = f"an instance of {type(optimizer).__name__}" if made else repr(optimizer)
             raise MisconfigurationException(
-                f"EightBitOptimizer: optimizer={optimizer!r}: expected a function of the parameters, "
+                f"EightBitOptimizer: optimizer={got}: expected a function of the parameters, "
                 "such as functools.partial(torch_bnb.optim.AdamW8bit, lr=1e-3)"
             )
         with build.misconfigurations():
@@ -181,7 +183,8 @@ class EightBitOptimizer(pl.Callback):
                 configured = build.replaced(configured, self.optim_bits)
             optimizers = optimizers_in(configured)
             for optimizer in optimizers:
-                build.warn_of_full_precision(optimizer)  # looks all hints up, so that what is wrong with them comes now
+                # Looks all hints up, so that what is wrong with them comes now.
+                build.warn_of_full_precision(optimizer, self.replace_torch_optimizers)
             strategies.prepare(trainer.strategy, optimizers)
         self._optimizers = optimizers
         return configured

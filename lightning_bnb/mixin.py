@@ -76,7 +76,9 @@ class EightBitOptimizerMixin:
         """The optimizer over the trainable parameters, in one group."""
         with build.misconfigurations():
             GlobalOptimManager.get_instance().register_parameters(self)
-            return declared_optimizer(self, optim_bits=8)
+            optimizer = declared_optimizer(self, optim_bits=8)
+            build.warn_of_full_precision(optimizer)
+            return optimizer
 
 
 def eight_bit_optimizer(
@@ -94,8 +96,8 @@ def eight_bit_optimizer(
         A decorator that returns the same class, with a ``configure_optimizers``.
 
     Raises:
-        TypeError: The decorated class is no LightningModule, or it has a ``configure_optimizers``: that is what the
-            callback replaces optimizers in.
+        TypeError: The optimizer is no class of optimizers, the decorated class is no LightningModule, or it has a
+            ``configure_optimizers``: that is what the callback replaces optimizers in.
 
     Example::
 
@@ -111,6 +113,12 @@ def eight_bit_optimizer(
         0.0003
 
     """
+    if isinstance(optimizer_class, type) and issubclass(optimizer_class, pl.LightningModule):
+        raise TypeError(
+            f"eight_bit_optimizer: {optimizer_class.__name__} stands where an optimizer is expected; decorate with "
+            "parentheses, @eight_bit_optimizer()"
+        )
+    _check_class(optimizer_class)
 
     def decorate(cls: ModuleClass) -> ModuleClass:
         if not (isinstance(cls, type) and issubclass(cls, pl.LightningModule)):
@@ -138,7 +146,11 @@ def declared_optimizer(module: Any, optim_bits: int) -> Optimizer:
     Args:
         module: A registered LightningModule.
         optim_bits: Bits per element of state, where the module says nothing about it.
+
+    Raises:
+        TypeError: Its ``optimizer_class`` is no class of optimizers.
     """
+    _check_class(module.optimizer_class)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     options = dict(module.optimizer_options)
     if module.optimizer_class in _CHOOSE_BITS:
@@ -147,3 +159,11 @@ def declared_optimizer(module: Any, optim_bits: int) -> Optimizer:
         return module.optimizer_class(trainable, **options)
     bits = options.pop("optim_bits", optim_bits)
     return build.replaced(module.optimizer_class(trainable, **options), bits)
+
+
+def _check_class(optimizer_class: Any) -> None:
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
+        raise TypeError(
+            f"optimizer_class={optimizer_class!r}: expected a class of optimizers, such as torch_bnb.optim.AdamW; "
+            "its arguments go into optimizer_options"
+        )

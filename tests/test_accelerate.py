@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import torch_bnb as bnb
-from accelerate_bnb import BnbAccelerator, BnbDummyOptim, BnbOptimizerPlugin, prepare
+from accelerate_bnb import BnbAccelerator, BnbDummyOptim, BnbOptimizerPlugin, optimizer_factory, prepare
 
 
 class Model(nn.Module):
@@ -118,6 +118,19 @@ def test_a_model_may_be_prepared_before_its_optimizer():
     rows = bnb.optim.GlobalOptimManager.get_instance().explain(optimizer.optimizer)
     assert rows["head.bias"].overrides == {"weight_decay": 0.5} and rows["body.weight"].bits == 32
     bnb.verify(model, optimizer)
+
+
+def test_what_stands_in_a_wrong_place_is_named():
+    model, plugin = Model(), BnbOptimizerPlugin()
+    with pytest.raises(TypeError, match="expected an Accelerator before the objects, got Model"):
+        prepare(model, plugin.create_optimizer(model))
+    with pytest.raises(TypeError, match=r"give it as prepare\(\.\.\., plugin=plugin\)"):
+        prepare(Accelerator(cpu=True), model, plugin)
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got generator; parameters come after the model"):
+        plugin.create_optimizer(model.parameters())
+    for take in (optimizer_factory, lambda it: BnbAccelerator(cpu=True, bnb_plugin=it)):
+        with pytest.raises(TypeError, match="plugin='lion8bit': expected a BnbOptimizerPlugin"):
+            take("lion8bit")
 
 
 def test_several_models_and_optimizers_in_one_call():

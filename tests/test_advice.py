@@ -95,7 +95,7 @@ def test_ademamix_in_8_bits_needs_stochastic_rounding():
     torch.manual_seed(0)
     target = torch.randn(8192)
     losses = {}
-    for bits, rounding in ((32, "nearest"), (8, "nearest"), (8, "stochastic")):
+    for bits, rounding in ((32, "nearest"), (8, "nearest"), (8, "stochastic"), (8, "auto")):
         optimizer, p = steps(
             bnb.optim.AdEMAMix, 2000, lambda p: p - target + torch.randn_like(p), size=8192, betas=(0.9, 0.999, 0.999),
             t_alpha=2000, t_beta3=2000, weight_decay=0.0, optim_bits=bits, state_rounding=rounding,
@@ -109,6 +109,7 @@ def test_ademamix_in_8_bits_needs_stochastic_rounding():
             assert (state["exp_avg_slow_codes"] == before).float().mean() > 0.5
     assert losses[32, "nearest"] == pytest.approx(0.045, rel=0.1)
     assert losses[8, "stochastic"] == pytest.approx(0.045, rel=0.1)
+    assert losses[8, "auto"] == pytest.approx(0.051, rel=0.1)
     assert losses[8, "nearest"] == pytest.approx(0.34, rel=0.1)
 
 

@@ -170,8 +170,10 @@ def test_explain_of_a_model_needs_no_optimizer(manager):
     rows = manager.explain(model)
     assert rows["head.bias"].overrides == {"lr": 0.5} and rows["head.bias"].lr is None
     assert rows["embed.weight"].overrides == {"optim_bits": 32}
-    with pytest.raises(TypeError, match=r"explain: expected an nn.Module or an optimizer of torch_bnb, got 3"):
-        manager.explain(3)
+    with pytest.raises(TypeError, match=r"expected an nn.Module or an optimizer of torch_bnb, got a torch.*AdamW$"):
+        manager.explain(torch.optim.AdamW(model.parameters()))
+    with pytest.raises(TypeError, match=r"optimizer class of torch_bnb.optim, got an instance of AdamW$"):
+        bnb.plan(model, AdamW(model.parameters()))
 
 
 def test_tables_are_plain_text_without_rich(manager, monkeypatch):
@@ -365,6 +367,8 @@ def test_param_groups_make_overrides_explicit(manager):
     assert optimizer.param_groups[0]["param_names"][0].startswith("blocks")
     rows = manager.explain(optimizer)
     assert rows["head.weight"].lr == 1e-4 and rows["head.bias"].lr == 5e-5 and rows["embed.weight"].bits == 32
+    with pytest.raises(TypeError, match=r"param_groups: expected an nn\.Module, got generator"):
+        bnb.param_groups(model.parameters())
 
 
 def test_hints_that_went_into_groups_do_not_apply_again_and_later_ones_do(manager):
@@ -576,9 +580,12 @@ def test_the_command_plans_a_model_by_name(tmp_path):
         (("mine",), "'mine': expected package.module:factory"),
         (("no.such:thing",), "'no.such:thing': No module named 'no'"),
         (("builtins:dict",), "'builtins:dict' made a dict, expected an nn.Module"),
+        (("torch.nn:Identity", "--option", "momentum"), "--option momentum: expected KEY=VALUE"),
+        (("mine:make", "--option", "block_grid=row"), "AdamW: block_grid='row': expected 'flat' or 'rows'"),
         (("torch.nn:Identity", "--overrides", "none.yaml"), "No such file or directory: 'none.yaml'"),
     ],
 )
 def test_the_command_says_what_is_wrong(tmp_path, arguments, message):
+    (tmp_path / "mine.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(64, 64)\n")
     done = command("plan", *arguments, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -330,9 +330,9 @@ def test_other_optimizers_are_left_alone():
         def configure_optimizers(self):
             return torch.optim.Adamax(self.parameters())
 
-    with pytest.warns(UserWarning, match="Adamax has no 8-bit twin and stays as it is"):
+    with pytest.warns(UserWarning, match="Adamax has no 8-bit twin and stays as it is, .*; no hint holds for it"):
         assert type(fit(Other(), EightBitOptimizer()).optimizers[0]) is torch.optim.Adamax
-    with pytest.warns(UserWarning, match="AdamW has no 8-bit twin and stays as it is"):
+    with pytest.warns(UserWarning, match=r"AdamW is not replaced \(replace_torch_optimizers=False\) and stays"):
         trainer = fit(Model(), EightBitOptimizer(replace_torch_optimizers=False))
     assert type(trainer.optimizers[0]) is torch.optim.AdamW
 
@@ -344,6 +344,8 @@ def test_state_that_stays_in_32_bits_is_a_warning():
 
     with pytest.warns(UserWarning, match="all state of AdamW stays in 32 bits, 0.10 MiB; set optim_bits=8"):
         fit(Forgot(), EightBitOptimizer())
+    with pytest.warns(UserWarning, match="AdamW8bit stays in 32 bits, .*; parameters are below min_8bit_size"):
+        fit(Forgot(), EightBitOptimizer(partial(bnb.optim.AdamW8bit, min_8bit_size=10**6)))
 
 
 @pytest.mark.parametrize(

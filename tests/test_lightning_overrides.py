@@ -98,6 +98,8 @@ def test_an_option_that_the_rule_lacks_is_a_misconfiguration():
 def test_an_optimizer_that_is_no_function_is_refused():
     with pytest.raises(MisconfigurationException, match="optimizer='AdamW8bit': expected a function"):
         EightBitOptimizer(optimizer="AdamW8bit")
+    with pytest.raises(MisconfigurationException, match="optimizer=an instance of SGD: expected a function"):
+        EightBitOptimizer(optimizer=torch.optim.SGD(Model().parameters()))
 
 
 def test_patterns_find_what_configure_model_makes():
@@ -412,6 +414,17 @@ def test_the_decorator_does_what_the_mixin_does():
         assert type(trainer.optimizers[0]) is bnb.optim.Adam
         assert trainer.optimizers[0].param_groups[0]["lr"] == 2e-3
         assert bits(trainer, module.head.weight) == 32
+
+
+def test_an_optimizer_that_is_none_or_has_no_twin_is_named_by_mixin_and_decorator():
+    with pytest.raises(TypeError, match=r"optimizer_class='adamw': expected a class of optimizers, such as"):
+        Mixed(optimizer_class="adamw").configure_optimizers()
+    with pytest.raises(TypeError, match="optimizer_class=functools"):
+        eight_bit_optimizer(partial(torch.optim.SGD, lr=0.1))
+    with pytest.raises(TypeError, match=r"decorate with parentheses, @eight_bit_optimizer\(\)"):
+        eight_bit_optimizer(Bare)
+    with pytest.warns(UserWarning, match="NAdam has no 8-bit twin and stays as it is, .*; no hint holds for it"):
+        Mixed(optimizer_class=torch.optim.NAdam).configure_optimizers()
 
 
 def test_the_decorated_class_is_the_same_and_its_hyperparameters_are_saved(tmp_path):

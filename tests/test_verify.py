@@ -29,6 +29,9 @@ def test_an_optimizer_that_holds_everything_passes_also_inside_wrappers_and_with
     outer = Wrapper(Wrapper(optimizer))
     bnb.verify(tied, [outer])
     assert innermost(outer) is optimizer
+    assert bnb.report(outer).rows == bnb.report(optimizer).rows
+    manager = bnb.optim.GlobalOptimManager.get_instance()
+    assert manager.explain(outer) == manager.explain(optimizer)
 
 
 @pytest.mark.parametrize(

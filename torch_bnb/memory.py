@@ -15,6 +15,7 @@ from torch_bnb.overrides import GlobalOptimManager, OverrideSpec
 from torch_bnb.overrides.hints import Level
 from torch_bnb.overrides.resolve import Key
 from torch_bnb.tables import readable_bytes, render
+from torch_bnb.verify import innermost
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def plan(
     if not isinstance(model, nn.Module):
         raise TypeError(f"plan: expected an nn.Module, got {type(model).__name__}")
     if not (isinstance(optimizer, type) and issubclass(optimizer, BlockwiseOptimizer)):
-        raise TypeError(f"plan: expected an optimizer class of torch_bnb.optim, got {optimizer!r}")
+        got = repr(optimizer) if isinstance(optimizer, type) else f"an instance of {type(optimizer).__name__}"
+        raise TypeError(f"plan: expected an optimizer class of torch_bnb.optim, got {got}")
     if optim_bits is None and optimizer in (getattr(rules, name) for name in rules.__all__):
         optim_bits = 8
     if optim_bits is not None:
@@ -141,12 +143,13 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
     """Bytes measured: what an optimizer's parameters, their gradients and its state take now.
 
     Args:
-        optimizer: Any ``torch.optim.Optimizer``. Where it is not one of torch_bnb, the columns for 32 and 8 bits repeat
-            what was measured.
+        optimizer: Any ``torch.optim.Optimizer``; frameworks' wrappers are looked through. Where it is not one of
+            torch_bnb, the columns for 32 and 8 bits repeat what was measured.
 
     Returns:
         A row for every parameter of its groups.
     """
+    optimizer = innermost(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"report: expected a torch.optim.Optimizer, got {type(optimizer).__name__}; see plan")
     rows = []

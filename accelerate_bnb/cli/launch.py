@@ -3,7 +3,9 @@
 import argparse
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -17,8 +19,10 @@ from accelerate_bnb.plugin import BnbOptimizerPlugin
 
 def add(commands: Any) -> None:
     """The command's arguments, which are those of ``accelerate launch``."""
-    command = launch_command_parser(subparsers=commands)
-    command.description = "accelerate launch, with a bnb_config: section in the config file"
+    what = "accelerate launch, with a bnb_config: section in the config file"
+    listed = SimpleNamespace(add_parser=partial(commands.add_parser, help=what))  # Accelerate gives no help of its own
+    command = launch_command_parser(subparsers=listed)
+    command.description = what
     command.set_defaults(run=run)
 
 
@@ -41,7 +45,10 @@ def run(options: argparse.Namespace) -> None:
             stripped = Path(folder) / "accelerate.yaml"
             stripped.write_text(yaml.safe_dump(content), encoding="utf-8")
             options.config_file = str(stripped)
-        launch_command(options)
+        try:
+            launch_command(options)
+        except ValueError as error:  # what Accelerate finds wrong with the file is in the user's
+            raise ValueError(str(error).replace(str(options.config_file), str(path))) from error
 
 
 def _variables(section: dict[str, Any]) -> dict[str, str]:

@@ -40,14 +40,16 @@ def make_model(spec: str, device: str) -> nn.Module:
 
 
 def parse(pairs: Sequence[str]) -> dict[str, Any]:
-    """Options out of ``key=value``, values as Python writes them."""
+    """Options out of ``key=value``, values as Python writes them; a word needs no quotes."""
     parsed = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
+        if not (key and value):
+            raise ValueError(f"--option {pair}: expected KEY=VALUE")
         try:
             parsed[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            raise ValueError(f"--option {pair}: expected KEY=VALUE, a number, True, False or a tuple") from None
+            parsed[key] = value
     return parsed
 
 

@@ -37,6 +37,7 @@ def param_groups(
         later ones do.
 
     Raises:
+        TypeError: The model is none.
         OverrideError: A pattern fits no parameter, an option is unknown or impossible, or cannot be a group's.
 
     Example:
@@ -46,6 +47,8 @@ def param_groups(
         >>> [(g["params"][0][0], g["weight_decay"], g.get("lr"), g.get("optim_bits")) for g in groups]
         [('embed.weight', 0.1, None, 32), ('head.weight', 0.1, 0.0001, None), ('head.bias', 0.0, 0.0001, None)]
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"param_groups: expected an nn.Module, got {type(model).__name__}")
     manager = GlobalOptimManager.get_instance()
     manager.register_parameters(model, embeddings_32bit)
     groups: dict[tuple, dict[str, Any]] = {}

@@ -42,8 +42,9 @@ class Adam(BlockwiseOptimizer):
         L2 decay is divided by sqrt(v) like the gradient, so weights with large gradients decay less (arXiv 1711.05101).
         The rate is AdamW's. Keep embeddings at 32 bits, as a registered model does by itself: the paper of the 8-bit
         state does so too (arXiv 2110.02861). In 8 bits, rounded to the nearest code and with beta2 = 0.999, v stays too
-        high by some percent long after gradients have become smaller; ``state_rounding="stochastic"`` or a beta2 of
-        0.99 has no such bias.
+        high long after gradients have become smaller, by some percent where those of a whole block have, several times
+        where those of some of its elements have; ``state_rounding="stochastic"`` has no such bias. docs/rounding.md
+        measures it, and finds no training that notices.
 
     Example:
         >>> import torch, torch_bnb as bnb
@@ -113,9 +114,10 @@ class AdamW(Adam):
     Note:
         For transformers, and where you have no reason for another; its rate is what the others' pages compare with.
         Keep embeddings at 32 bits, as a registered model does by itself: the paper of the 8-bit state does so too
-        (arXiv 2110.02861). In 8 bits, rounded to the nearest code and with beta2 = 0.999, v stays too high by some
-        percent long after gradients have become smaller; ``state_rounding="stochastic"`` or a beta2 of 0.99 has no such
-        bias.
+        (arXiv 2110.02861). In 8 bits, rounded to the nearest code and with beta2 = 0.999, v stays too high long after
+        gradients have become smaller, by some percent where those of a whole block have, several times where those of
+        some of its elements have; ``state_rounding="stochastic"`` has no such bias. docs/rounding.md measures it, and
+        finds no training that notices.
 
     Example:
         >>> import torch, torch_bnb as bnb
@@ -493,10 +495,10 @@ class AdEMAMix(BlockwiseOptimizer):
     Note:
         For long trainings, in which old gradients still help; its paper saw a 1.3B model need half of AdamW's tokens.
         Start with AdamW's rate and decay. Set t_alpha and t_beta3, to the number of steps for instance: without them
-        the slow moment enters before it has seen anything. In 8 bits use ``state_rounding="stochastic"``, or 32 bits:
-        the slow moment moves by less than half a code a step, and rounded to the nearest code most of it stands still.
-        On a noisy quadratic with beta3 = 0.999, 2000 steps ended at a loss of 0.34 that way, and at 0.045 with
-        stochastic rounding and with 32 bits.
+        the slow moment enters before it has seen anything. In 8 bits leave ``state_rounding`` at "auto", which
+        rounds the slow moment stochastically: it moves by less than half a code a step, and with "nearest" most of it
+        stands still. On a noisy quadratic with beta3 = 0.999, 2000 steps ended at a loss of 0.34 that way, at 0.051
+        with "auto", and at 0.045 with all states rounded stochastically and with 32 bits.
 
     Example:
         >>> import torch, torch_bnb as bnb
