@@ -73,7 +73,7 @@ def speed_table(result: dict[str, Any], picture: str) -> str:
     peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items() if version)
     caption = (
         f"Medians of up to {settings['repeats']} rounds in which all take turns, caches {settings['cache']}; in "
-        f"brackets, how many times as long as {ours}, the median over the rounds. {machine['cpu']}, "
+        f"brackets, how many times as long as {ours}, the median over the rounds that both were in. {machine['cpu']}, "
         f"{machine['cpus']} CPUs, {machine['torch instruction set']}; torch {machine['torch']}{peers and f', {peers}'}."
     )
     return "\n".join([*lines, "", caption, "", f"![Time per step beside other libraries]({picture})"])

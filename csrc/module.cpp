@@ -10,7 +10,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <exception>
 
+#include "cpu/kernels.h"
 #include "header.h"
 
 namespace bnb {
@@ -107,10 +109,20 @@ PyObject* read_headers(PyObject*, PyObject* args) {
   return PyBool_FromLong(all);
 }
 
+PyObject* instruction_set(PyObject*, PyObject*) {
+  try {
+    return PyUnicode_FromString(cpu::kernels().isa);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
+
 PyMethodDef methods[]{
     {"accept", accept, METH_VARARGS, "accept(Tensor, Parameter): the classes whose instances are plain tensors"},
     {"read_headers", read_headers, METH_VARARGS,
      "read_headers(tensors: list, out: Tensor) -> bool: fills `out`, int64 of shape (n, 3), if all are plain tensors"},
+    {"instruction_set", instruction_set, METH_NOARGS, "instruction_set() -> str: of the CPU's kernels in use"},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

@@ -3,7 +3,7 @@
 The callback and the mixin both come here. Knows nothing of when: that is theirs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper
 from types import MethodType
@@ -89,6 +89,16 @@ def warn_of_full_precision(optimizer: Optimizer, replace: bool = True) -> None:
         asked = any(group["optim_bits"] == 8 for group in optimizer.param_groups)
         why = "parameters are below min_8bit_size or kept at 32 bits by hints" if asked else "set optim_bits=8"
         rank_zero_warn(f"EightBitOptimizer: all state of {name} stays in 32 bits, {planned:.2f} MiB; {why}")
+
+
+def refuse_idle_overrides(optimizers: Sequence[Optimizer]) -> None:
+    """Raises MisconfigurationException where hints were given and no optimizer heeds any."""
+    if optimizers and not any(isinstance(optimizer, BlockwiseOptimizer) for optimizer in optimizers):
+        names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers))
+        raise MisconfigurationException(
+            f"EightBitOptimizer: overrides hold for optimizers of torch_bnb only, and here is {names}; "
+            "strict=False makes this a warning"
+        )
 
 
 def wrap_configure_optimizers(

@@ -38,7 +38,8 @@ class EightBitOptimizer(pl.Callback):
             they were built with.
         embeddings_32bit: ``nn.Embedding`` weights keep 32-bit state unless a hint says otherwise. ``None``: they do,
             unless the module was registered with another word.
-        strict: A pattern of ``overrides`` that fits no parameter is an error; ``False`` makes it a warning.
+        strict: A pattern of ``overrides`` that fits no parameter is an error, as are ``overrides`` where no optimizer
+            is one of torch_bnb; ``False`` makes it a warning.
         summary: Show at the start of a fit what every parameter gets and why, and how many bytes the state will take;
             and after it, how many it took.
 
@@ -185,6 +186,8 @@ class EightBitOptimizer(pl.Callback):
             for optimizer in optimizers:
                 # Looks all hints up, so that what is wrong with them comes now.
                 build.warn_of_full_precision(optimizer, self.replace_torch_optimizers)
+            if self.overrides and self.strict:
+                build.refuse_idle_overrides(optimizers)
             strategies.prepare(trainer.strategy, optimizers)
         self._optimizers = optimizers
         return configured

@@ -108,7 +108,6 @@ def test_a_key_that_nobody_knows_is_an_error_before_anything_starts(tmp_path, ca
     assert message in fails(capsys, "launch", "--config_file", tmp_path / "x.yaml", "train.py")
 
 
-@pytest.mark.distributed
 def test_a_section_that_accelerate_does_not_know_is_named_with_the_users_file(tmp_path, capsys):
     path = tmp_path / "two.yaml"
     path.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nbnb_cfg: {optimizer: lion}\n")
@@ -123,6 +122,7 @@ def test_help_lists_every_command(capsys):
     assert all(f"    {command} " in said for command in ("launch", "config", "estimate"))
 
 
+@pytest.mark.distributed
 def test_plain_accelerate_launch_takes_a_file_by_its_variable(tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "bnb.yaml").write_text("optimizer: lion8bit\nlr: 1e-4\noverrides:\n  '*.bias': {lr: 1e-5}\n")

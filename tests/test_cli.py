@@ -1,5 +1,6 @@
-"""`python -m torch_bnb inspect` and `convert`: what a user types, and what comes of it."""
+"""`python -m torch_bnb doctor`, `inspect` and `convert`: what a user types, and what comes of it."""
 
+import itertools
 import json
 import re
 
@@ -10,6 +11,7 @@ from torch import nn
 
 import torch_bnb as bnb
 from lightning_bnb import EightBitOptimizer
+from torch_bnb import ops
 from torch_bnb.cli import main
 
 
@@ -41,6 +43,34 @@ def trained(cls=bnb.optim.AdamW, steps=3, **options):
 def saved(tmp_path, content, name="in.pt"):
     bnb.checkpoint.save(content, tmp_path / name)
     return tmp_path / name
+
+
+def test_the_doctor_finds_everything_in_order(shell):
+    code, out, err = shell("doctor")
+    assert (code, err) == (0, "")
+    assert re.search(rf"^torch +{re.escape(torch.__version__)}$", out, re.MULTILINE)
+    assert re.search(r"^CPU kernels +(avx512|avx2|baseline), \d+ threads$", out, re.MULTILINE)
+    assert all(name in out for name in bnb.optim.rules.__all__)
+    code, out, _ = shell("doctor", "--json")
+    assert code == 0 and json.loads(out)["a step on the CPU"].startswith("works")
+
+
+def test_the_doctor_notices_kernels_that_do_nothing(shell, monkeypatch):
+    monkeypatch.setattr(ops, "update_by_address", lambda *arguments, **keywords: None)
+    code, out, err = shell("doctor")
+    assert code == 2 and err.endswith("a step on the CPU: see above\n")
+    assert "fails: Adagrad: in 8 bits it ends nan of its way from where it ends in 32 bits" in out
+
+
+def test_the_doctor_notices_8_bit_steps_that_are_wrong(shell, monkeypatch):
+    update, calls = ops.update_by_address, itertools.count()
+
+    def first_steps_too_long(rule, headers, first, scalars, **common):  # those in 8 bits
+        update(rule, headers, first, {**scalars, "lr": scalars["lr"] * (1.2 if next(calls) < 3 else 1)}, **common)
+
+    monkeypatch.setattr(ops, "update_by_address", first_steps_too_long)
+    code, out, _ = shell("doctor")
+    assert code == 2 and "fails: Adagrad: in 8 bits it ends 0.2" in out
 
 
 def test_a_bare_state_is_described(tmp_path, shell):

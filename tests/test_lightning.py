@@ -337,6 +337,18 @@ def test_other_optimizers_are_left_alone():
     assert type(trainer.optimizers[0]) is torch.optim.AdamW
 
 
+def test_overrides_that_no_optimizer_heeds_are_an_error_or_where_asked_a_warning():
+    class Other(Bare):
+        def configure_optimizers(self):
+            return torch.optim.Adamax(self.parameters())
+
+    overrides = {"*bias": {"lr": 1e-4}}
+    with pytest.raises(MisconfigurationException, match="overrides hold for optimizers of torch_bnb only.*Adamax; stri"):
+        fit(Other(), EightBitOptimizer(overrides=overrides))
+    with pytest.warns(UserWarning, match="Adamax has no 8-bit twin.*; no hint holds for it"):
+        fit(Other(), EightBitOptimizer(overrides=overrides, strict=False))
+
+
 def test_state_that_stays_in_32_bits_is_a_warning():
     class Forgot(Bare):
         def configure_optimizers(self):

@@ -364,3 +364,17 @@ def test_a_compiled_function_may_step():
         compiled(parameters[0], ours)
         train(others[0], theirs)
     assert torch.equal(parameters[0], others[0])
+
+
+def test_what_is_written_into_a_group_later_is_checked_before_anything_moves():
+    p = param(5000)
+    optimizer = bnb.optim.AdamW([p])
+    optimizer.step()
+    before = p.detach().clone()
+    optimizer.param_groups[0]["optim_bits"] = 7
+    with pytest.raises(ValueError, match="AdamW, group 0: optim_bits=7: expected 8 or 32"):
+        optimizer.step()
+    assert torch.equal(p, before)
+    optimizer.param_groups[0]["optim_bits"] = 8
+    optimizer.step()
+    assert "exp_avg_codes" in optimizer.state[p]

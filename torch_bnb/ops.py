@@ -23,6 +23,15 @@ BLOCK_SIZE: int = torch.ops.torch_bnb_codec.block_size()
 """Elements that share one absmax in an optimizer state."""
 
 
+def instruction_set() -> str:
+    """Which of the CPU's kernels are in use: "avx512", "avx2" or "baseline".
+
+    Raises:
+        RuntimeError: ``TORCH_BNB_ISA`` asks for one that this machine lacks.
+    """
+    return _C.instruction_set()
+
+
 @functools.cache
 def has_kernel(rule: str, device: torch.device) -> bool:
     """Whether this build has `rule` for the type of `device`."""

@@ -6,14 +6,14 @@ A command that fails says why in one line on stderr and exits with code 2.
 import argparse
 from collections.abc import Sequence
 
-from torch_bnb.cli import convert, inspect, plan
+from torch_bnb.cli import convert, doctor, inspect, plan
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses and runs a command line, by default this process's own."""
     parser = argparse.ArgumentParser(prog="python -m torch_bnb", description="8-bit optimizers for PyTorch.")
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
-    for command in (plan, inspect, convert):
+    for command in (doctor, plan, inspect, convert):
         command.add(commands)
     options = parser.parse_args(arguments)
     try:
