@@ -96,6 +96,14 @@ Headers headers_in(std::string_view op, const Tensor& table, int states_per_para
   return {{first, grads}, {grads, states}, {states, absmax}, {absmax, absmax + n * states_per_param}};
 }
 
+// Whether a table is of the tensors it is said to be of.
+void check_first(std::string_view op, const Headers& headers, const Tensor& first) {
+  const Header own = header_of(first, true);
+  STD_TORCH_CHECK(
+      !headers.params.empty() && headers.params[0].data == own.data && headers.params[0].device_type == own.device_type,
+      op, ": the first header must be that of the first parameter");
+}
+
 // The numbers of a list that is empty or has one for every parameter.
 std::int64_t number(const std::vector<std::int64_t>& list, std::size_t i, std::int64_t otherwise) {
   return list.empty() ? otherwise : list[i];

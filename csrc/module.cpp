@@ -1,6 +1,6 @@
 // The extension module. Importing it loads the library, and loading it registers the ops. Beside that it reads the
 // headers of many tensors at once, through the table of C functions that torch offers to other libraries
-// (https://dmlc.github.io/dlpack/latest/c_api.html): a tenth of what it costs to hand them to an op.
+// (https://dmlc.github.io/dlpack/latest/c_api.html): a third of what it costs to hand them to an op.
 #define Py_LIMITED_API 0x030A0000
 // DLPack's own C interface, not of torch's; torch ships it, but hides it from who keeps to torch's stable ABI.
 #undef TORCH_TARGET_VERSION
@@ -52,14 +52,6 @@ bool read_device(DLDevice device, Header& header) {
   return true;
 }
 
-// A view of one number may stand for its negative, which no header says: that of `x.conj().imag` for one.
-bool stands_for_its_negative(PyObject* tensor) {
-  PyObject* const answer = PyObject_CallMethod(tensor, "is_neg", nullptr);
-  const bool negative = answer != Py_False;
-  Py_XDECREF(answer);
-  return negative;
-}
-
 // Whether an object is a plain tensor, whose header says all that an op must know.
 bool read_header(PyObject* object, Header& header) {
   auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
@@ -74,8 +66,9 @@ bool read_header(PyObject* object, Header& header) {
     header.numel *= tensor.shape[d];
   }
   if (header.numel == 0) header.contiguous = 1;
-  return read_dtype(tensor.dtype, header) && read_device(tensor.device, header) &&
-         !(header.numel == 1 && stands_for_its_negative(object));
+  // Elements without memory: the tensor stands for something, zeros for one, that its dispatch knows.
+  const bool there = header.data != nullptr || header.numel == 0;
+  return there && read_dtype(tensor.dtype, header) && read_device(tensor.device, header);
 }
 
 PyObject* accept(PyObject*, PyObject* args) {
@@ -83,12 +76,12 @@ PyObject* accept(PyObject*, PyObject* args) {
   Py_INCREF(tensor_type);
   Py_INCREF(parameter_type);
   PyObject* const capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
-  if (capsule == nullptr) return nullptr;
-  const auto* const api = static_cast<DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  const void* const found = capsule == nullptr ? nullptr : PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+  const auto* const api = static_cast<const DLPackExchangeAPI*>(found);
   if (api != nullptr && api->header.version.major == DLPACK_MAJOR_VERSION)
     read_tensor = api->dltensor_from_py_object_no_sync;
-  Py_DECREF(capsule);
-  if (api == nullptr) return nullptr;
+  Py_XDECREF(capsule);
+  PyErr_Clear();  // a torch without it: no header can be read, and tensors are handed over
   Py_RETURN_NONE;
 }
 
@@ -97,7 +90,7 @@ PyObject* read_headers(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "O!O", &PyList_Type, &tensors, &out)) return nullptr;
   const Py_ssize_t n = PyList_Size(tensors);
   constexpr std::int64_t kNumbers = sizeof(Header) / sizeof(std::int64_t);
-  Header table;
+  Header table{};
   bool all = read_header(out, table) && table.dtype == static_cast<int>(ScalarType::Long) && table.contiguous &&
              table.numel == kNumbers * n && table.device_type == static_cast<int>(DeviceType::CPU);
   auto* const headers = static_cast<Header*>(table.data);

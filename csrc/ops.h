@@ -62,6 +62,7 @@ Common read_common(std::string_view op, const StableIValue* stack, int states_pe
 Headers headers_of(const Tensors& tensors, bool written);
 // From an int64 table with the headers of the tensors, in the order of Tensors.
 Headers headers_in(std::string_view op, const Tensor& table, int states_per_param);
+void check_first(std::string_view op, const Headers& headers, const Tensor& first);
 // The tensors as pointers, checked. Nothing is written before every check has passed. `sums`: float64, (params, 3).
 std::vector<Slot> make_slots(std::string_view op, const Headers& headers, int states_per_param, const Common& common,
                              const Moving& moving, const std::optional<Tensor>& sums);
@@ -128,6 +129,7 @@ void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
   } else {
     const Headers headers =
         table ? headers_in(Rule::kName, *table, states) : headers_of(tensors, task != Task::kMeasure);
+    if (table) check_first(Rule::kName, headers, tensors.params[0]);
     const auto slots = make_slots(Rule::kName, headers, states, common, moving, sums);
     if (slots.empty()) return;
     const Batch batch = make_batch(Rule::kName, slots, scalars, count, common.options, moving, headers.params[0]);

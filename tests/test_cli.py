@@ -65,8 +65,8 @@ def test_the_doctor_notices_kernels_that_do_nothing(shell, monkeypatch):
 def test_the_doctor_notices_8_bit_steps_that_are_wrong(shell, monkeypatch):
     update, calls = ops.update_by_address, itertools.count()
 
-    def first_steps_too_long(rule, headers, first, scalars, **common):  # those in 8 bits
-        update(rule, headers, first, {**scalars, "lr": scalars["lr"] * (1.2 if next(calls) < 3 else 1)}, **common)
+    def first_steps_too_long(rule, headers, scalars, **common):  # those in 8 bits
+        update(rule, headers, {**scalars, "lr": scalars["lr"] * (1.2 if next(calls) < 3 else 1)}, **common)
 
     monkeypatch.setattr(ops, "update_by_address", first_steps_too_long)
     code, out, _ = shell("doctor")

@@ -343,7 +343,9 @@ def test_overrides_that_no_optimizer_heeds_are_an_error_or_where_asked_a_warning
             return torch.optim.Adamax(self.parameters())
 
     overrides = {"*bias": {"lr": 1e-4}}
-    with pytest.raises(MisconfigurationException, match="overrides hold for optimizers of torch_bnb only.*Adamax; stri"):
+    with pytest.raises(
+        MisconfigurationException, match=r"overrides hold for optimizers of torch_bnb only.*Adamax; stri"
+    ):
         fit(Other(), EightBitOptimizer(overrides=overrides))
     with pytest.warns(UserWarning, match="Adamax has no 8-bit twin.*; no hint holds for it"):
         fit(Other(), EightBitOptimizer(overrides=overrides, strict=False))

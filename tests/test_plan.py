@@ -214,3 +214,48 @@ def test_a_step_that_fails_leaves_no_plan():
     optimizer.param_groups[0]["lr"] = 1e-2
     optimizer.step()
     assert isinstance(optimizer._plan, plan.Plan)
+
+
+def test_a_gradient_that_stands_for_its_negative_steps_as_what_it_is():
+    params, optimizer = start("sgd")
+    others, other = start("sgd")
+    for seed in range(3):
+        give_gradients(params, seed)
+        give_gradients(others, seed)
+        for p, q in zip(params, others, strict=True):
+            p.grad, q.grad = torch._neg_view(p.grad), -q.grad
+        optimizer.step()
+        other.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+
+
+def test_state_that_is_replaced_while_a_step_is_made_is_stepped_or_left_but_alive():
+    """The numbers of a step are the rule's own affair, which a subclass may see to; the kernel runs without the GIL."""
+    params, _ = start()
+    alive = []
+
+    class Replacing(bnb.optim.AdamW):
+        def scalars(self, config, step, fresh):
+            for state in self.state.values():
+                if step > 2:
+                    state["exp_avg_sq"] = state["exp_avg_sq"].clone()
+            return super().scalars(config, step, fresh)
+
+    update = ops.update_by_address
+    optimizer = Replacing(params)
+
+    def watched(rule, headers, scalars, **common):
+        described = {tensor.data_ptr() for tensor in headers.tensors}
+        assert described == set(headers.table[:, 0].tolist())
+        held = [weakref.ref(tensor) for tensor in headers.tensors]
+        optimizer.state.clear()  # as another thread might
+        gc.collect()
+        alive.append(all(tensor() is not None for tensor in held))
+        update(rule, headers, scalars, **common)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for seed in range(4):
+            step(params, optimizer, seed)
+        patch.setattr(ops, "update_by_address", watched)
+        step(params, optimizer, 4)
+    assert alive == [True] * len(alive) and alive

@@ -3,11 +3,10 @@
 import functools
 from collections.abc import Mapping, Sequence
 from ctypes import c_float
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from typing_extensions import Unpack
 
 try:
@@ -96,26 +95,33 @@ def update(
     getattr(torch.ops.torch_bnb, rule)(params, grads, states, absmax, **scalars, **common)
 
 
-def headers_of(tensors: list[Tensor]) -> Tensor | None:
-    """Where tensors lie and what they are, for `update_by_address`.
+class Headers(NamedTuple):
+    """Where tensors lie and what they are, for `update_by_address`."""
+
+    table: Tensor
+    """int64, shape (m, 3), a row for each: its address, how many elements it has, and a number that stands for dtype,
+    device and whether it is contiguous."""
+    tensors: list[Tensor]
+    """What is described, so that it stays alive."""
+
+
+def headers_of(tensors: list[Tensor]) -> Headers | None:
+    """Reads the headers of m tensors.
 
     Args:
-        tensors: m of them.
+        tensors: None of them stands for its negative (``is_neg``), which no header says.
 
     Returns:
-        int64, shape (m, 3), a row for each: its address, how many elements it has, and a number that stands for dtype,
-        device and whether it is contiguous. None if they are not all plain tensors in memory of a CPU or a CUDA device
-        (but a subclass, sparse, on meta, ...), or if a mode of ``__torch_dispatch__`` wants to see them.
+        None if one is no plain tensor in memory of a CPU or a CUDA device (is of a subclass, sparse, on meta, ...), or
+        if a mode of ``__torch_dispatch__`` wants to see them.
     """
-    if is_in_torch_dispatch_mode():
+    if torch._C._len_torch_dispatch_stack():
         return None
-    headers = torch.empty(len(tensors), 3, dtype=torch.int64)
-    return headers if _C.read_headers(tensors, headers) else None
+    table = torch.empty(len(tensors), 3, dtype=torch.int64, device="cpu")
+    return Headers(table, tensors) if _C.read_headers(tensors, table) else None
 
 
-def update_by_address(
-    rule: str, headers: Tensor, first: Tensor, scalars: Mapping[str, float], **common: Unpack[Common]
-) -> None:
+def update_by_address(rule: str, headers: Headers, scalars: Mapping[str, float], **common: Unpack[Common]) -> None:
     """`update` of tensors of which only the headers are handed over.
 
     A list of tensors costs torch's dispatcher a fifth of a microsecond for each, and a parameter with two 8-bit states
@@ -123,16 +129,15 @@ def update_by_address(
 
     Args:
         rule: As in `update`.
-        headers: Of its four lists one after the other, where `absmax` has an entry per state, from `headers_of`. They
-            are trusted: the tensors must be alive, and nothing but their elements may have changed since.
-        first: The first parameter.
+        headers: Of its four lists one after the other, where `absmax` has an entry per state. They are trusted: nothing
+            but the tensors' elements may have changed since they were read.
         scalars: As in `update`.
         **common: As there.
 
     Raises:
         RuntimeError: As there.
     """
-    getattr(torch.ops.torch_bnb, rule).by_address(headers, first, **scalars, **common)
+    getattr(torch.ops.torch_bnb, rule).by_address(headers.table, headers.tensors[0], **scalars, **common)
 
 
 def update_on_device(

@@ -60,7 +60,7 @@ class Call:
     """For percentile clipping; empty without."""
     grad_scales: Tensor | None = None
     norms: Tensor | None = None
-    headers: Tensor | None = None
+    headers: ops.Headers | None = None
     """Of the operator's tensors, once they have been looked at and if they can be known by their headers."""
     layout: Any = None
     """What the tensors were when they were looked at: dtype, device, size."""
@@ -96,9 +96,11 @@ class Call:
             Whether they are like those of the last look, wherever they lie.
         """
         tensors = list(chain.from_iterable(self.tensors(names)))
-        before, self.headers = self.layout, ops.headers_of(tensors)
+        before, self.headers = self.layout, None
+        if not any(map(Tensor.is_neg, chain(self.params, self.grads))):  # no header says it
+            self.headers = ops.headers_of(tensors)
         if self.headers is not None:
-            self.layout = self.headers[:, 1:]
+            self.layout = self.headers.table[:, 1:]
             return isinstance(before, Tensor) and torch.equal(before, self.layout)
         self.layout = list(map(_layout, tensors))
         return self.layout == before
@@ -154,7 +156,7 @@ class Call:
     def update(self, rule: str, names: Mapping[str, bool]) -> None:
         """The operator alone, with the arguments that have been gathered."""
         if self.headers is not None:
-            ops.update_by_address(rule, self.headers, self.params[0], self.scalars, **self.keywords())
+            ops.update_by_address(rule, self.headers, self.scalars, **self.keywords())
         else:
             ops.update(rule, *self.tensors(names), self.scalars, **self.keywords())
 

@@ -136,7 +136,7 @@ class Plan:
         self._planned = list(planned.values())
         self._known = list(optimizer.state.values())
         self._rehearses = bool(self._planned) and still and not self._moves()
-        for planned in self._planned if self._keeps else []:
+        for planned in self._planned if self._keeps and not self._rehearses else []:
             planned.call.look(optimizer.states)
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
@@ -197,8 +197,6 @@ class Plan:
                 return False
             call.grads = [sharding.local_grad(grad, p) for p, grad in zip(call.params, call.grads, strict=True)]
             call.params = list(map(sharding.local, call.params))
-        if not call.look(optimizer.states):
-            return False
         scalars: dict[str, float] | None = None
         for situation, position in planned.situations.values():
             config = situation.slot.config(optimizer.param_groups[situation.group])
@@ -211,7 +209,7 @@ class Plan:
             scalars = numbers[0]
         call.scalars = scalars or call.scalars
         call.steps = [step + 1 for step in call.steps]
-        return True
+        return call.look(optimizer.states)
 
 
 def measures(optimizer: "BlockwiseOptimizer", config: Group) -> bool:
