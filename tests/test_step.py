@@ -345,3 +345,23 @@ def test_foreach_and_fused_are_taken_as_torch_users_pass_them():
         bnb.optim.AdamW([param(3)], **options).step()
     with pytest.raises(ValueError, match="fused=1: expected True, False or None"):
         bnb.optim.AdamW([param(3)], fused=1)
+
+
+def test_a_compiled_training_step_steps_as_a_plain_one():
+    first = torch.nn.Linear(80, 80)
+    second = torch.nn.Linear(80, 80)
+    second.load_state_dict(first.state_dict())
+    data = torch.randn(3, 8, 80)
+    for model, wrap in ((first, lambda f: f), (second, torch.compile(backend="eager"))):
+        optimizer = bnb.optim.AdamW(model.parameters(), optim_bits=8)
+
+        def training_step(x, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+        training_step = wrap(training_step)
+        for x in data:
+            training_step(x)
+        assert optimizer.state[model.weight]["step"] == 3
+    assert torch.equal(first.weight, second.weight)

@@ -184,6 +184,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         return places
 
     @override
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient.
