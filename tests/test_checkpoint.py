@@ -117,6 +117,29 @@ def test_state_saved_with_other_bits_is_converted(name, saved_bits, bits):
     assert new.state[p]["step"] == 5
 
 
+LATE = [("sgd", {"momentum": 0.9}), ("lars", {"momentum": 0.9}), ("rmsprop", {"momentum": 0.9, "centered": True})]
+
+
+@pytest.mark.parametrize(("name", "options"), LATE)
+@pytest.mark.parametrize("how", ["constructor", "hint"])
+def test_a_buffer_that_the_checkpoint_did_without_begins_where_options_now_want_it(name, options, how, manager):
+    make, without = CASES[name].optimizer, {key: type(value)() for key, value in options.items()}
+    p = torch.randn(5000, requires_grad=True)
+    old = make([p], lr=0.01, optim_bits=8, **without)
+    run([p], old, range(3))
+    saved = through_a_file(old.state_dict())
+    q = p.detach().clone().requires_grad_()
+    new = make([q], lr=0.01, optim_bits=8, **(options if how == "constructor" else without))
+    if how == "hint":
+        manager.override_config([p, q], key_value_dict=options)
+    new.load_state_dict(saved)
+    assert new.param_groups[0]["momentum"] == 0.0, "options are the checkpoint's"
+    run([p], old, range(3, 6))
+    run([q], new, range(3, 6))
+    assert torch.equal(p, q)
+    assert ("momentum_buffer_codes" in new.state[q]) == (how == "hint")
+
+
 def test_a_hint_that_comes_after_the_load_finds_the_state_whole(manager):
     params, old = start("adamw")
     manager.override_config(params[0], "optim_bits", 32)

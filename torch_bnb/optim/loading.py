@@ -37,7 +37,8 @@ def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Ca
         places = optimizer.configurations()  # a hint that cannot be is an error before anything changes
         checks.check(incoming, who, len(places))
         incoming = {**incoming, **as_ours(incoming, optimizer.rule)}
-        params, needed = [place.parameter for place in places], [set(place.states) for place in places]
+        params = [place.parameter for place in places]
+        needed = [set(place.states) - checks.OPTIONAL for place in places]  # the others may begin at any step
         homes = [home_of(place.config, place.parameter) for place in places]
         loaded.update(restore(incoming, params, homes, optimizer.states, needed, who))
         return {**incoming, "state": {}, "param_groups": _merged_groups(optimizer, incoming["param_groups"])}
