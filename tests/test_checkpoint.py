@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy
 import pytest
 import torch
 from cases import CASES
@@ -202,6 +203,14 @@ def test_the_optimizer_copies_and_pickles_with_its_overrides(clone, manager):
     run(copies, other, range(2, 4))
     for p, q in zip(params, copies, strict=True):
         assert torch.equal(p, q)
+
+
+def test_numbers_of_numpy_are_kept_as_pythons():
+    options = {"lr": numpy.float32(0.5), "betas": tuple(numpy.array([0.9, 0.99, 0.999])), "alpha": numpy.float64(2)}
+    counts = {"t_alpha": numpy.int64(10), "t_beta3": numpy.int32(20), "seed": numpy.uint8(3)}
+    optimizer = bnb.optim.AdEMAMix([torch.zeros(3, requires_grad=True)], **options, **counts)
+    group = through_a_file(optimizer.state_dict())["param_groups"][0]
+    assert all(type(group[key]) is int for key in counts)
 
 
 def test_users_hooks_see_the_state():
