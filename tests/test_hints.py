@@ -199,6 +199,23 @@ def test_a_hint_on_a_tied_weight_counts_once(manager):
     assert len(manager.explain(model)) == len(rows)
 
 
+def test_of_two_modules_that_share_a_weight_the_later_made_wins(manager):
+    @bnb.optim_overrides({"weight": {"lr": 0.5}})
+    class First(nn.Linear):
+        pass
+
+    @bnb.optim_overrides({"weight": {"lr": 0.25}})
+    class Second(nn.Linear):
+        pass
+
+    kept = []
+    for early, late, rate in ((First, Second, 0.25), (Second, First, 0.5)) * 10:
+        pair = early(4, 4), late(4, 4)
+        pair[1].weight = pair[0].weight
+        kept.append(pair)  # at other addresses every time
+        assert manager.explain(AdamW([pair[0].weight]))[0].lr == rate
+
+
 # Defaults.
 
 

@@ -82,7 +82,7 @@ class Notes:
         if owner is None:
             return None
         with _lock:
-            _known.add(owner)
+            _known.setdefault(owner)
         return replace(self, owner=weakref.ref(owner), hints=list(map(inherited, self.hints)))
 
     def __reduce__(self) -> tuple:
@@ -91,7 +91,8 @@ class Notes:
         return dict, ({"hints": hints, "embeddings": self.embeddings_32bit},)
 
 
-_known: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_known: "weakref.WeakKeyDictionary[nn.Module, None]" = weakref.WeakKeyDictionary()
+"""In the order in which they became known, so that every process resolves hints alike."""
 _lock = threading.RLock()
 _numbers = itertools.count(1)
 _order = 0
@@ -189,7 +190,7 @@ def note(module: nn.Module) -> Notes:
         found = notes(module)
         if found is None:
             found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), _epoch)
-        _known.add(module)
+        _known.setdefault(module)
         return found
 
 
