@@ -39,7 +39,7 @@ class SlotTable:
 
     def __init__(self, rows: list[list[Slot]] | None = None) -> None:
         self.rows: list[list[Slot]] = rows or []
-        self._identities: list[tuple[list[int], list[int | None]]] = []
+        self._identities: list[tuple[list[int], list[tuple[int, int] | None]]] = []
         self._seen_version: int | None = None
         GlobalOptimManager.get_instance().follow(self)
 

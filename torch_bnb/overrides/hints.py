@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 _ON_PARAMETER = "_torch_bnb_hints"
 _ON_MODULE = "_torch_bnb_notes"
-_NUMBER = "_torch_bnb_number"
+_IDENTITY = "_torch_bnb_identity"
 
 
 class Level(IntEnum):
@@ -121,15 +121,15 @@ def next_order(at_least: int = 0) -> int:
 
 def identity(parameter: Tensor) -> tuple[int, int]:
     """Tells one Parameter object from every other, also from a later one at its address, without referring to it."""
-    number = parameter.__dict__.get(_NUMBER)
-    if number is None:
-        number = parameter.__dict__[_NUMBER] = next(_numbers)
-    return id(parameter), number
+    known = parameter.__dict__.get(_IDENTITY)
+    if known is None or known[0] != id(parameter):  # attributes follow a tensor through pickle, and into copies
+        known = parameter.__dict__[_IDENTITY] = id(parameter), next(_numbers)
+    return known
 
 
-def identities(parameters: Sequence[Tensor]) -> tuple[list[int], list[int | None]]:
-    """The halves of each one's `identity`; the second is None where that has not been asked for."""
-    return list(map(id, parameters)), [parameter.__dict__.get(_NUMBER) for parameter in parameters]
+def identities(parameters: Sequence[Tensor]) -> tuple[list[int], list[tuple[int, int] | None]]:
+    """Each one's address, and its `identity` or None where that has not been asked for."""
+    return list(map(id, parameters)), [parameter.__dict__.get(_IDENTITY) for parameter in parameters]
 
 
 def inherited(hint: ModuleHint) -> ModuleHint:
