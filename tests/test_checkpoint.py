@@ -10,6 +10,7 @@ import torch
 from cases import CASES
 
 import torch_bnb as bnb
+from torch_bnb.overrides import hints
 
 EVERY_RULE = pytest.mark.parametrize("name", CASES)
 
@@ -203,6 +204,49 @@ def test_the_optimizer_copies_and_pickles_with_its_overrides(clone, manager):
     run(copies, other, range(2, 4))
     for p, q in zip(params, copies, strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_hints_through_modules_hold_in_a_copy_of_the_optimizer_until_a_known_module_has_its_parameters(clone, manager):
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(100, 64), "head": torch.nn.Linear(64, 100)})
+    manager.register_parameters(model)
+    manager.override_named(model, {"head.*": {"lr": 0.5}})
+    optimizer = bnb.optim.AdamW(model.parameters(), lr=0.1, optim_bits=8)
+    run([*model.parameters()], optimizer, range(2))
+    other = clone(optimizer)
+    copies = other.param_groups[0]["params"]
+    run([*model.parameters()], optimizer, range(2, 4))
+    run(copies, other, range(2, 4))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), copies, strict=True))
+    same_state(optimizer, other)
+
+    def rates(optimizer):
+        return [row.lr for row in manager.explain(optimizer)]
+
+    manager.override_config(copies[0], "lr", 0.25)
+    assert rates(other) == [0.25, 0.5, 0.5] and rates(optimizer) == [0.1, 0.5, 0.5]
+    body = torch.nn.Linear(64, 100)
+    body.weight = copies[1]
+    manager.register_parameters(body)
+    assert rates(other) == [0.25, 0.1, 0.5]
+    manager.initialize()
+    assert rates(other) == [0.1, 0.1, 0.1]
+
+
+def test_a_hint_given_after_unpickling_in_another_process_is_the_later_one(manager, monkeypatch):
+    model = torch.nn.Linear(64, 64)
+    manager.override_named(model, {"weight": {"lr": 0.5}})
+    optimizer = bnb.optim.AdamW(bnb.param_groups(model), lr=0.1)
+    manager.override_config(model.bias, "lr", 0.25)
+    pickled = pickle.dumps(optimizer)
+    manager.initialize()  # another process has seen as many of these as it has,
+    monkeypatch.setattr(hints, "_order", 0)  # and counts its hints from 1
+    other = pickle.loads(pickled)
+    rows = {row.shape: row.lr for row in manager.explain(other)}
+    assert rows == {(64, 64): 0.5, (64,): 0.25}
+    for group in other.param_groups:
+        manager.override_config(group["params"], "lr", 0.125)
+    assert [row.lr for row in manager.explain(other)] == [0.125, 0.125]
 
 
 def test_numbers_of_numpy_are_kept_as_pythons():

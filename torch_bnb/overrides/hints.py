@@ -137,6 +137,13 @@ def inherited(hint: ModuleHint) -> ModuleHint:
     return hint if hint.given_to is None else replace(hint, given_to=0)  # no object has this number
 
 
+def taken_over(given: Iterable[Hint]) -> list[Hint]:
+    """Hints of what was copied or unpickled, maybe from another process: in force now, and weaker than later ones."""
+    given = [replace(hint, epoch=_epoch) for hint in given]
+    next_order(1 + max((hint.rank[-1] for hint in given), default=0))
+    return given
+
+
 def superseded(given: Iterable[Any], by: Any, voice: Any) -> list[Any]:
     """`given` without the options that `by`, of the same voice, speaks of."""
     kept = []
