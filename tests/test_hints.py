@@ -293,6 +293,17 @@ def test_overriding_in_a_loop_does_not_pile_up(manager):
     assert rows["bias"].overrides == {"lr": pytest.approx(0.199)}
 
 
+def test_what_a_plugin_takes_back_leaves_what_the_user_said_of_the_same_name(manager):
+    model = nn.Linear(4, 4)
+    optimizer = AdamW(model.named_parameters(), lr=0.1)
+    manager.override_named(model, {"weight": {"lr": 0.5}})
+    manager.override_named(model, {"weight": {"lr": 0.25}}, source="plugin")
+    row = manager.explain(optimizer)["weight"]
+    assert row.lr == 0.25 and row.losers == {"lr": ["override_named('weight')"]}
+    manager.forget_named(model, "plugin")
+    assert manager.explain(optimizer)["weight"].lr == 0.5
+
+
 def test_threads_lose_no_hint(manager):
     model = nn.ModuleList(nn.Linear(4, 4) for _ in range(64))
     manager.register_parameters(model)

@@ -74,7 +74,7 @@ class Notes:
 
     def add(self, hint: ModuleHint) -> None:
         """Adds one; what the same voice said before about the same options is gone."""
-        self.hints = superseded(self.hints, hint, lambda h: (h.key, h.level, h.given_to))
+        self.hints = superseded(self.hints, hint, lambda h: (h.key, h.level, h.given_to, h.source))
         self.hints.append(hint)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Notes | None":
