@@ -192,6 +192,26 @@ def test_learning_rates_come_from_the_checkpoint_and_missing_options_from_the_co
     assert "differentiable" not in new.defaults
 
 
+@pytest.mark.parametrize("schedule", ["none", "linear", "one cycle"])
+def test_a_hints_rate_follows_the_schedule_of_a_checkpoint_of_torch(schedule, manager):
+    p = torch.randn(100, requires_grad=True)
+    theirs = torch.optim.AdamW([p], lr=1e-2)
+    if schedule == "linear":
+        scheduler = torch.optim.lr_scheduler.LinearLR(theirs, 1.0, 0.5, total_iters=1)
+    elif schedule == "one cycle":
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, 1e-2, total_steps=10)
+    run([p], theirs, range(1))
+    if schedule != "none":
+        scheduler.step()
+    own = 0.25 if schedule == "linear" else 1e-2  # what the scheduler has noted counts, else what it is built with
+    ours = bnb.optim.AdamW([p], lr=own)
+    manager.override_config(p, "lr", 1e-4)
+    ours.load_state_dict(through_a_file(theirs.state_dict()))
+    group = ours.param_groups[0]
+    assert group["base_lr"] == 1e-2
+    assert manager.explain(ours)[0].lr == pytest.approx(1e-4 * group["lr"] / 1e-2)
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
 def test_the_optimizer_copies_and_pickles_with_its_overrides(clone, manager):
     params, optimizer = start("adamw")
