@@ -15,6 +15,7 @@ from torch_bnb.overrides import GlobalOptimManager, OverrideSpec
 from torch_bnb.overrides.hints import Level
 from torch_bnb.overrides.resolve import Key
 from torch_bnb.tables import readable_bytes, render
+from torch_bnb.verify import innermost
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,13 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
     """Bytes measured: what an optimizer's parameters, their gradients and its state take now.
 
     Args:
-        optimizer: Any ``torch.optim.Optimizer``. Where it is not one of torch_bnb, the columns for 32 and 8 bits repeat
-            what was measured.
+        optimizer: Any ``torch.optim.Optimizer``; frameworks' wrappers are looked through. Where it is not one of
+            torch_bnb, the columns for 32 and 8 bits repeat what was measured.
 
     Returns:
         A row for every parameter of its groups.
     """
+    optimizer = innermost(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"report: expected a torch.optim.Optimizer, got {type(optimizer).__name__}; see plan")
     rows = []

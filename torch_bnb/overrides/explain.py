@@ -88,9 +88,12 @@ def explain(model_or_optimizer: Any, manager: Any) -> Explanation:
     if isinstance(model_or_optimizer, nn.Module):
         found = manager.named_hints(model_or_optimizer)
         return Explanation(tuple(_row(name, p, None, None, merge(hints), hints) for name, p, hints in found))
-    if not hasattr(model_or_optimizer, "configurations"):
-        raise TypeError(f"explain: expected an nn.Module or an optimizer of torch_bnb, got {model_or_optimizer!r}")
-    places = model_or_optimizer.configurations()
+    optimizer = model_or_optimizer
+    while not hasattr(optimizer, "configurations") and hasattr(optimizer, "optimizer"):  # a framework's wrapper
+        optimizer = optimizer.optimizer
+    if not hasattr(optimizer, "configurations"):
+        raise TypeError(f"explain: expected an nn.Module or an optimizer of torch_bnb, got {optimizer!r}")
+    places = optimizer.configurations()
     return Explanation(tuple(_row(p.name, p.parameter, p.bits, p.config["lr"], p.overrides, p.hints) for p in places))
 
 

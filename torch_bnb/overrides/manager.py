@@ -203,7 +203,8 @@ class GlobalOptimManager:
         """Who gets what, and which hint said so: a table to print, rows to read, ``.to_dict()`` for programs.
 
         Args:
-            model_or_optimizer: An optimizer of torch_bnb; or a module, whose rows show hints only.
+            model_or_optimizer: An optimizer of torch_bnb, in a framework's wrapper or not; or a module, whose rows show
+                hints only.
 
         Raises:
             TypeError: Neither.
