@@ -227,6 +227,13 @@ def test_a_step_with_overflow_is_skipped_and_the_scaler_goes_on():
         assert unchanged == overflow and optimizer.param_groups[0]["lr"] == (1e-2 if overflow else 5e-3)
 
 
+def test_explain_and_report_look_through_the_wrapper(manager):
+    plugin = BnbOptimizerPlugin(optimizer="adamw8bit", overrides={"head.*": {"lr": 0.1}})
+    _, optimizer = prepare(Accelerator(cpu=True), Model(), BnbDummyOptim(), plugin=plugin)
+    assert manager.explain(optimizer)["head.weight"].lr == 0.1
+    assert bnb.report(optimizer).to_dict() == bnb.report(optimizer.optimizer).to_dict()
+
+
 def test_trackers_get_what_report_measures(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

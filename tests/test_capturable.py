@@ -81,6 +81,34 @@ def test_it_resumes_to_the_bit_and_the_other_way(name):
     assert all(map(torch.equal, whole, plain))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_without_gradient_are_not_counted(name):
+    """Those that step together share a count, as long as they do."""
+    with_gradient = ("ab", "a", "bc", "abc", "", "c", "ab", "abc")
+
+    def run(capturable, reload_at=None):
+        torch.manual_seed(1)
+        params = {key: torch.randn(600, requires_grad=True) for key in "abc"}
+        options = {"lr": CASES[name].lr, "optim_bits": 8, "min_8bit_size": 1, "capturable": capturable}
+        optimizer = CASES[name].optimizer(params.values(), **options)
+        for step, keys in enumerate(with_gradient):
+            if step == reload_at:
+                saved = copy.deepcopy(optimizer.state_dict())
+                optimizer = CASES[name].optimizer(params.values(), **options)
+                optimizer.load_state_dict(saved)
+            for key, p in params.items():
+                p.grad = torch.randn(600) if key in keys else None
+            optimizer.step()
+        return list(params.values()), [int(optimizer.state[p]["step"]) for p in params.values()]
+
+    expected, counts = run(False)
+    assert counts == [5, 5, 4]
+    for reload_at in (None, 4, 5):
+        params, found = run(True, reload_at)
+        assert found == counts
+        assert all(map(torch.equal, params, expected))
+
+
 def test_nothing_in_a_step_asks_for_a_value(monkeypatch):
     """On a GPU, asking would wait for it, and a graph could not be captured."""
     asked = []

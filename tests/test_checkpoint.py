@@ -4,11 +4,13 @@ import copy
 import io
 import pickle
 
+import numpy
 import pytest
 import torch
 from cases import CASES
 
 import torch_bnb as bnb
+from torch_bnb.overrides import hints
 
 EVERY_RULE = pytest.mark.parametrize("name", CASES)
 
@@ -117,6 +119,29 @@ def test_state_saved_with_other_bits_is_converted(name, saved_bits, bits):
     assert new.state[p]["step"] == 5
 
 
+LATE = [("sgd", {"momentum": 0.9}), ("lars", {"momentum": 0.9}), ("rmsprop", {"momentum": 0.9, "centered": True})]
+
+
+@pytest.mark.parametrize(("name", "options"), LATE)
+@pytest.mark.parametrize("how", ["constructor", "hint"])
+def test_a_buffer_that_the_checkpoint_did_without_begins_where_options_now_want_it(name, options, how, manager):
+    make, without = CASES[name].optimizer, {key: type(value)() for key, value in options.items()}
+    p = torch.randn(5000, requires_grad=True)
+    old = make([p], lr=0.01, optim_bits=8, **without)
+    run([p], old, range(3))
+    saved = through_a_file(old.state_dict())
+    q = p.detach().clone().requires_grad_()
+    new = make([q], lr=0.01, optim_bits=8, **(options if how == "constructor" else without))
+    if how == "hint":
+        manager.override_config([p, q], key_value_dict=options)
+    new.load_state_dict(saved)
+    assert new.param_groups[0]["momentum"] == 0.0, "options are the checkpoint's"
+    run([p], old, range(3, 6))
+    run([q], new, range(3, 6))
+    assert torch.equal(p, q)
+    assert ("momentum_buffer_codes" in new.state[q]) == (how == "hint")
+
+
 def test_a_hint_that_comes_after_the_load_finds_the_state_whole(manager):
     params, old = start("adamw")
     manager.override_config(params[0], "optim_bits", 32)
@@ -167,6 +192,26 @@ def test_learning_rates_come_from_the_checkpoint_and_missing_options_from_the_co
     assert "differentiable" not in new.defaults
 
 
+@pytest.mark.parametrize("schedule", ["none", "linear", "one cycle"])
+def test_a_hints_rate_follows_the_schedule_of_a_checkpoint_of_torch(schedule, manager):
+    p = torch.randn(100, requires_grad=True)
+    theirs = torch.optim.AdamW([p], lr=1e-2)
+    if schedule == "linear":
+        scheduler = torch.optim.lr_scheduler.LinearLR(theirs, 1.0, 0.5, total_iters=1)
+    elif schedule == "one cycle":
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, 1e-2, total_steps=10)
+    run([p], theirs, range(1))
+    if schedule != "none":
+        scheduler.step()
+    own = 0.25 if schedule == "linear" else 1e-2  # what the scheduler has noted counts, else what it is built with
+    ours = bnb.optim.AdamW([p], lr=own)
+    manager.override_config(p, "lr", 1e-4)
+    ours.load_state_dict(through_a_file(theirs.state_dict()))
+    group = ours.param_groups[0]
+    assert group["base_lr"] == 1e-2
+    assert manager.explain(ours)[0].lr == pytest.approx(1e-4 * group["lr"] / 1e-2)
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
 def test_the_optimizer_copies_and_pickles_with_its_overrides(clone, manager):
     params, optimizer = start("adamw")
@@ -179,6 +224,57 @@ def test_the_optimizer_copies_and_pickles_with_its_overrides(clone, manager):
     run(copies, other, range(2, 4))
     for p, q in zip(params, copies, strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_hints_through_modules_hold_in_a_copy_of_the_optimizer_until_a_known_module_has_its_parameters(clone, manager):
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(100, 64), "head": torch.nn.Linear(64, 100)})
+    manager.register_parameters(model)
+    manager.override_named(model, {"head.*": {"lr": 0.5}})
+    optimizer = bnb.optim.AdamW(model.parameters(), lr=0.1, optim_bits=8)
+    run([*model.parameters()], optimizer, range(2))
+    other = clone(optimizer)
+    copies = other.param_groups[0]["params"]
+    run([*model.parameters()], optimizer, range(2, 4))
+    run(copies, other, range(2, 4))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), copies, strict=True))
+    same_state(optimizer, other)
+
+    def rates(optimizer):
+        return [row.lr for row in manager.explain(optimizer)]
+
+    manager.override_config(copies[0], "lr", 0.25)
+    assert rates(other) == [0.25, 0.5, 0.5] and rates(optimizer) == [0.1, 0.5, 0.5]
+    body = torch.nn.Linear(64, 100)
+    body.weight = copies[1]
+    manager.register_parameters(body)
+    assert rates(other) == [0.25, 0.1, 0.5]
+    manager.initialize()
+    assert rates(other) == [0.1, 0.1, 0.1]
+
+
+def test_a_hint_given_after_unpickling_in_another_process_is_the_later_one(manager, monkeypatch):
+    model = torch.nn.Linear(64, 64)
+    manager.override_named(model, {"weight": {"lr": 0.5}})
+    optimizer = bnb.optim.AdamW(bnb.param_groups(model), lr=0.1)
+    manager.override_config(model.bias, "lr", 0.25)
+    pickled = pickle.dumps(optimizer)
+    manager.initialize()  # another process has seen as many of these as it has,
+    monkeypatch.setattr(hints, "_order", 0)  # and counts its hints from 1
+    other = pickle.loads(pickled)
+    rows = {row.shape: row.lr for row in manager.explain(other)}
+    assert rows == {(64, 64): 0.5, (64,): 0.25}
+    for group in other.param_groups:
+        manager.override_config(group["params"], "lr", 0.125)
+    assert [row.lr for row in manager.explain(other)] == [0.125, 0.125]
+
+
+def test_numbers_of_numpy_are_kept_as_pythons():
+    options = {"lr": numpy.float32(0.5), "betas": tuple(numpy.array([0.9, 0.99, 0.999])), "alpha": numpy.float64(2)}
+    counts = {"t_alpha": numpy.int64(10), "t_beta3": numpy.int32(20), "seed": numpy.uint8(3)}
+    optimizer = bnb.optim.AdEMAMix([torch.zeros(3, requires_grad=True)], **options, **counts)
+    group = through_a_file(optimizer.state_dict())["param_groups"][0]
+    assert all(type(group[key]) is int for key in counts)
 
 
 def test_users_hooks_see_the_state():

@@ -201,6 +201,23 @@ def test_a_hint_on_a_tied_weight_counts_once(manager):
     assert len(manager.explain(model)) == len(rows)
 
 
+def test_of_two_modules_that_share_a_weight_the_later_made_wins(manager):
+    @bnb.optim_overrides({"weight": {"lr": 0.5}})
+    class First(nn.Linear):
+        pass
+
+    @bnb.optim_overrides({"weight": {"lr": 0.25}})
+    class Second(nn.Linear):
+        pass
+
+    kept = []
+    for early, late, rate in ((First, Second, 0.25), (Second, First, 0.5)) * 10:
+        pair = early(4, 4), late(4, 4)
+        pair[1].weight = pair[0].weight
+        kept.append(pair)  # at other addresses every time
+        assert manager.explain(AdamW([pair[0].weight]))[0].lr == rate
+
+
 # Defaults.
 
 
@@ -276,6 +293,17 @@ def test_overriding_in_a_loop_does_not_pile_up(manager):
     assert [len(row.hints) for row in rows] == [2, 1]
     assert rows["weight"].overrides == {"eps": 0.003, "lr": pytest.approx(0.199)}
     assert rows["bias"].overrides == {"lr": pytest.approx(0.199)}
+
+
+def test_what_a_plugin_takes_back_leaves_what_the_user_said_of_the_same_name(manager):
+    model = nn.Linear(4, 4)
+    optimizer = AdamW(model.named_parameters(), lr=0.1)
+    manager.override_named(model, {"weight": {"lr": 0.5}})
+    manager.override_named(model, {"weight": {"lr": 0.25}}, source="plugin")
+    row = manager.explain(optimizer)["weight"]
+    assert row.lr == 0.25 and row.losers == {"lr": ["override_named('weight')"]}
+    manager.forget_named(model, "plugin")
+    assert manager.explain(optimizer)["weight"].lr == 0.5
 
 
 def test_threads_lose_no_hint(manager):

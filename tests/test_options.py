@@ -62,6 +62,24 @@ def test_one_absmax_for_the_whole_tensor(name):
     assert all(again.state_dict()["state"][0][key].shape == (1,) for key in kept)
 
 
+@EVERY_RULE
+def test_one_absmax_for_a_tensor_of_one_block_resumes_bit_for_bit(name):
+    """Its absmax has the shape that blocks have: taken for those, it would be encoded anew at every resume."""
+    config = {"optim_bits": 8, "min_8bit_size": 0, "block_wise": False, **CASES[name].configs[1]}
+    p = param(200)
+    q = copy_of(p)
+    optimizer, other = make(name, [p], **config), make(name, [q], **config)
+    for _ in range(6):
+        p.grad = torch.randn(200)
+        q.grad = p.grad.clone()
+        optimizer.step()
+        saved = other.state_dict()
+        other = make(name, [q], **config)
+        other.load_state_dict(saved)
+        other.step()
+    assert torch.equal(p, q)
+
+
 def test_block_wise_may_change_between_steps(manager):
     p = param()
     optimizer = bnb.optim.AdamW([p], optim_bits=8, min_8bit_size=0)

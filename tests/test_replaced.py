@@ -131,6 +131,15 @@ def test_parameters_with_hints_load_with_weights_only():
     assert torch.equal(weight, net.first.weight)
 
 
+def test_a_hint_outlives_its_parameter_beside_an_unpickled_twin():
+    net = known_net()
+    rates(net)
+    twin = pickle.loads(pickle.dumps(net))
+    GlobalOptimManager.get_instance().register_parameters(twin)
+    assert rates(assign(net)) == EXPECTED
+    assert rates(assign(twin)) == EXPECTED
+
+
 def test_a_framework_that_swaps_the_groups_parameters_keeps_every_hint():
     net = known_net()
     unknown = nn.Linear(4, 4)

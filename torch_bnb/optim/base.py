@@ -23,7 +23,7 @@ from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.plan import FLOATING, Plan
 from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
-from torch_bnb.overrides.hints import Hint, identity
+from torch_bnb.overrides.hints import Hint, identity, next_order, taken_over
 from torch_bnb.overrides.resolve import merge
 
 
@@ -286,5 +286,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 group.setdefault(key, value)
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
         if hints is not None:  # unpickled or copied: what was said of the original's parameters holds for these
+            next_order(1 + max((group.get("merged_hints", 0) for group in self.param_groups), default=0))
             rows = zip(self.param_groups, hints, strict=True)
-            self._slots = SlotTable([list(map(Slot, map(identity, group["params"]), row)) for group, row in rows])
+            self._slots = SlotTable(
+                [list(map(Slot, map(identity, group["params"]), map(taken_over, row))) for group, row in rows]
+            )

@@ -4,7 +4,7 @@ Nothing of it reads a tensor on the host: what changes from step to step is comp
 that the kernels read. On a CPU it is the same code. Knows groups and calls as the plan does; nothing of a rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -76,6 +76,7 @@ class CapturedPlan:
                 captured.indices.append(index)
                 storage.prepare(state, captured.call.active, parameter, config, optimizer.initial(config))
                 captured.call.add(parameter, grad, state, 0, grid)
+        _leave_behind(optimizer.state.values(), list(self._calls.values()))
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter, unless a GradScaler's ``found_inf`` says on the device that none may change."""
@@ -136,12 +137,34 @@ def _count(state: State, device: torch.device, made: dict[tuple, Tensor]) -> Ten
     step = state.get("step", 0)
     if isinstance(step, Tensor) and step.device == device:
         return step
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if _captures(device):
         raise RuntimeError("capturable=True: a first step makes the state; take one before the graph is captured")
     key = (device, float(step))
     if key not in made:
         made[key] = torch.full((), float(step), dtype=torch.float64, device=device)
     return made[key]
+
+
+def _leave_behind(states: Iterable[State], calls: Sequence[Captured]) -> None:
+    """Gives those that do not step a count of their own, where they have shared one with some that do."""
+    moving = {id(captured.count) for captured in calls}
+    stepped = {id(state) for captured in calls for state in captured.call.stepped}
+    own: dict[int, Tensor] = {}
+    for state in states:
+        count = state.get("step")
+        if id(count) in moving and id(state) not in stepped:
+            if _captures(count.device):
+                raise RuntimeError(
+                    "capturable=True: not all parameters that have stepped have a gradient; take such a step before "
+                    "the graph is captured"
+                )
+            if id(count) not in own:
+                own[id(count)] = count.clone()
+            state["step"] = own[id(count)]
+
+
+def _captures(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _rate(group: Group, slot: Slot) -> float | Tensor:

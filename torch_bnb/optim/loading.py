@@ -37,7 +37,8 @@ def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Ca
         places = optimizer.configurations()  # a hint that cannot be is an error before anything changes
         checks.check(incoming, who, len(places))
         incoming = {**incoming, **as_ours(incoming, optimizer.rule)}
-        params, needed = [place.parameter for place in places], [set(place.states) for place in places]
+        params = [place.parameter for place in places]
+        needed = [set(place.states) - checks.OPTIONAL for place in places]  # the others may begin at any step
         homes = [home_of(place.config, place.parameter) for place in places]
         loaded.update(restore(incoming, params, homes, optimizer.states, needed, who))
         return {**incoming, "state": {}, "param_groups": _merged_groups(optimizer, incoming["param_groups"])}
@@ -71,12 +72,20 @@ def _merged_groups(optimizer: "BlockwiseOptimizer", saved: list[dict[str, Any]])
         theirs = {key: value for key, value in group.items() if key not in options.ABOUT_GROUP}
         checked = options.check(theirs, optimizer.options, what)
         try:
-            base_lr = spec.RATE.parse("base_lr", checked.get("base_lr", own["base_lr"]))
+            base_lr = spec.RATE.parse("base_lr", checked.get("base_lr", _built_with(checked, own)))
             optimizer.check({**own, **checked})
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from None
         merged.append({**checked, "base_lr": float(base_lr), **kept})
     return merged
+
+
+def _built_with(saved: dict[str, Any], own: dict[str, Any]) -> Any:
+    """The rate that another library's group was built with, where a scheduler has noted it; else this optimizer's own.
+
+    OneCycleLR, which leaves ``max_lr`` too, notes a fraction of its peak.
+    """
+    return own["base_lr"] if "max_lr" in saved else saved.get("initial_lr", own["base_lr"])
 
 
 def _restore_precision(optimizer: "BlockwiseOptimizer") -> None:

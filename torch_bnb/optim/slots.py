@@ -35,11 +35,16 @@ class SlotTable:
     """All slots of an optimizer, by group and position, looked up again only when something has changed.
 
     A hint given on a Parameter stays with its place when a framework puts another Parameter there.
+
+    Args:
+        rows: Of a copy of an optimizer: what held in the original, through modules too. Those hints hold on as long as
+            no known module has the parameter.
     """
 
     def __init__(self, rows: list[list[Slot]] | None = None) -> None:
         self.rows: list[list[Slot]] = rows or []
-        self._identities: list[tuple[list[int], list[int | None]]] = []
+        self._is_copy = rows is not None
+        self._identities: list[tuple[list[int], list[tuple[int, int] | None]]] = []
         self._seen_version: int | None = None
         GlobalOptimManager.get_instance().follow(self)
 
@@ -91,7 +96,10 @@ class SlotTable:
         return rows
 
     def _carried(self, groups: Sequence[Group]) -> dict[tuple[int, int], list[Hint]]:
-        """By place, the hints given on a Parameter that has been there, or that another has replaced there."""
+        """By place, the hints given on a Parameter that has been there, or that another has replaced there.
+
+        In a copy, all hints that held in the original.
+        """
         now = {identity(p) for group in groups for p in group["params"]}
         before = {slot.identity for row in self.rows for slot in row}
         carried = {}
@@ -101,7 +109,7 @@ class SlotTable:
                 for i, (slot, p) in enumerate(zip(row, group["params"], strict=True)):
                     replaced = slot.identity not in now and identity(p) not in before
                     if slot.identity == identity(p) or replaced:
-                        carried[g, i] = [hint for hint in slot.hints if hint.level is Level.PARAMETER]
+                        carried[g, i] = [h for h in slot.hints if self._is_copy or h.level is Level.PARAMETER]
             elif arrived and any(slot.overrides and slot.identity not in now for slot in row):
                 raise OverrideError(
                     f"group {g} held {len(row)} parameters, some with overrides, and now holds {len(group['params'])} "

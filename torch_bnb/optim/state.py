@@ -193,8 +193,9 @@ def put(state: State, name: str, parameter: Tensor, codes: Tensor, absmax: Tenso
 
 def reshaped(absmax: Tensor, codes: Tensor, kept: Form, form: Form) -> Tensor | None:
     """The absmax in another form where that has the very same blocks, else None."""
-    grids = {Form.FLAT, Form.ROWS}
-    same = {kept, form} == grids and row_of(codes) % codec.BLOCK_SIZE == 0 and codes.dim() > 0
+    forms = {kept, form}
+    same = forms == {Form.FLAT, Form.ROWS} and row_of(codes) % codec.BLOCK_SIZE == 0 and codes.dim() > 0
+    same |= forms == {Form.FLAT, Form.WHOLE} and codec.blocks(codes.numel()) == 1
     return absmax.reshape(absmax_shape(codes.shape, form)) if same else None
 
 

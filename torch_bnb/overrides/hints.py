@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 _ON_PARAMETER = "_torch_bnb_hints"
 _ON_MODULE = "_torch_bnb_notes"
-_NUMBER = "_torch_bnb_number"
+_IDENTITY = "_torch_bnb_identity"
 
 
 class Level(IntEnum):
@@ -74,7 +74,7 @@ class Notes:
 
     def add(self, hint: ModuleHint) -> None:
         """Adds one; what the same voice said before about the same options is gone."""
-        self.hints = superseded(self.hints, hint, lambda h: (h.key, h.level, h.given_to))
+        self.hints = superseded(self.hints, hint, lambda h: (h.key, h.level, h.given_to, h.source))
         self.hints.append(hint)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Notes | None":
@@ -82,7 +82,7 @@ class Notes:
         if owner is None:
             return None
         with _lock:
-            _known.add(owner)
+            _known.setdefault(owner)
         return replace(self, owner=weakref.ref(owner), hints=list(map(inherited, self.hints)))
 
     def __reduce__(self) -> tuple:
@@ -91,7 +91,8 @@ class Notes:
         return dict, ({"hints": hints, "embeddings": self.embeddings_32bit},)
 
 
-_known: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_known: "weakref.WeakKeyDictionary[nn.Module, None]" = weakref.WeakKeyDictionary()
+"""In the order in which they became known, so that every process resolves hints alike."""
 _lock = threading.RLock()
 _numbers = itertools.count(1)
 _order = 0
@@ -120,20 +121,27 @@ def next_order(at_least: int = 0) -> int:
 
 def identity(parameter: Tensor) -> tuple[int, int]:
     """Tells one Parameter object from every other, also from a later one at its address, without referring to it."""
-    number = parameter.__dict__.get(_NUMBER)
-    if number is None:
-        number = parameter.__dict__[_NUMBER] = next(_numbers)
-    return id(parameter), number
+    known = parameter.__dict__.get(_IDENTITY)
+    if known is None or known[0] != id(parameter):  # attributes follow a tensor through pickle, and into copies
+        known = parameter.__dict__[_IDENTITY] = id(parameter), next(_numbers)
+    return known
 
 
-def identities(parameters: Sequence[Tensor]) -> tuple[list[int], list[int | None]]:
-    """The halves of each one's `identity`; the second is None where that has not been asked for."""
-    return list(map(id, parameters)), [parameter.__dict__.get(_NUMBER) for parameter in parameters]
+def identities(parameters: Sequence[Tensor]) -> tuple[list[int], list[tuple[int, int] | None]]:
+    """Each one's address, and its `identity` or None where that has not been asked for."""
+    return list(map(id, parameters)), [parameter.__dict__.get(_IDENTITY) for parameter in parameters]
 
 
 def inherited(hint: ModuleHint) -> ModuleHint:
     """A hint in a copy of its module: what was given to a Parameter object holds for whatever is in that place."""
     return hint if hint.given_to is None else replace(hint, given_to=0)  # no object has this number
+
+
+def taken_over(given: Iterable[Hint]) -> list[Hint]:
+    """Hints of what was copied or unpickled, maybe from another process: in force now, and weaker than later ones."""
+    given = [replace(hint, epoch=_epoch) for hint in given]
+    next_order(1 + max((hint.rank[-1] for hint in given), default=0))
+    return given
 
 
 def superseded(given: Iterable[Any], by: Any, voice: Any) -> list[Any]:
@@ -189,7 +197,7 @@ def note(module: nn.Module) -> Notes:
         found = notes(module)
         if found is None:
             found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), _epoch)
-        _known.add(module)
+        _known.setdefault(module)
         return found
 
 

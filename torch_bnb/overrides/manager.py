@@ -224,15 +224,23 @@ class GlobalOptimManager:
 
         Args:
             params: The parameters.
-            carried: By index, hints given on a Parameter object that a framework has since replaced at this place.
+            carried: By index, hints given on a Parameter object that a framework has since replaced at this place. In a
+                copy of an optimizer also hints through modules, which hold where no known module has the parameter.
         """
         with self._lock:
             through_modules = hints_through(params)
+            held: set[int] = set()
+            if any(hint.level is not Level.PARAMETER for given in (carried or {}).values() for hint in given):
+                held = {id(p) for module in hints.known_modules() for p in own(module).values()}
             result = []
             for index, parameter in enumerate(params):
                 found = through_modules.get(id(parameter), [])
-                others = [hint for hint in found if hint.level is not Level.PARAMETER]
                 given = [*(carried or {}).get(index, ()), *found, *hints.on_parameter(parameter)]
+                others = [
+                    hint
+                    for hint in (found if id(parameter) in held else given)
+                    if hint.level is not Level.PARAMETER and hint.epoch >= hints.current_epoch()
+                ]
                 result.append([*others, *hints.latest_words(hint for hint in given if hint.level is Level.PARAMETER)])
             return result
 

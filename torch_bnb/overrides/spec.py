@@ -121,6 +121,7 @@ def _integer(allowed: str, accepts: Callable[[Any], bool]) -> Option:
 STEPS_OR_NONE = Option(
     "a positive integer or None",
     lambda v: v is None or (isinstance(v, Integral) and not isinstance(v, bool) and v > 0),
+    lambda v: v if v is None else int(v),
 )
 
 HOST_OR_NONE = Option(
