@@ -208,8 +208,9 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         return loss
 
     def _new_plan(self, rows: list[list[Slot]]) -> Plan | CapturedPlan:
-        for index, group in enumerate(self.param_groups):  # anybody may have written into them
-            group.update(options.check(group, self.options, f"{type(self).__name__}, group {index}"))
+        for index, group in enumerate(self.param_groups):  # anybody may have written into them; tensors are not asked
+            plain = {key: value for key, value in group.items() if not isinstance(value, torch.Tensor)}
+            group.update(options.check(plain, self.options, f"{type(self).__name__}, group {index}"))
         if not self._agreed:
             check_agreement(self)
         plan = (CapturedPlan if self.defaults["capturable"] else Plan)(self, rows)
