@@ -378,3 +378,19 @@ def test_what_is_written_into_a_group_later_is_checked_before_anything_moves():
     optimizer.param_groups[0]["optim_bits"] = 8
     optimizer.step()
     assert "exp_avg_codes" in optimizer.state[p]
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_first_step_that_fails_makes_no_state(capturable):
+    params = [param(5000), param(5000)]
+    optimizer = bnb.optim.SGD(params, lr=0.1, momentum=0.9, dampening=0.5, optim_bits=8, capturable=capturable)
+    params[1].grad_dtype = None
+    params[1].grad = torch.ones(5000, dtype=torch.int32)
+    before = params[0].detach().clone()
+    with pytest.raises(ValueError, match=r"SGD: parameter 1 of group 0, shape \(5000,\): its gradient is torch.int32"):
+        optimizer.step()
+    assert not any(optimizer.state.values())
+    optimizer.load_state_dict(optimizer.state_dict())
+    params[1].grad = None
+    optimizer.step()
+    torch.testing.assert_close(params[0].detach(), before - 0.1 * params[0].grad)

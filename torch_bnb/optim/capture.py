@@ -52,15 +52,14 @@ class CapturedPlan:
         self._calls: dict[tuple, Captured] = {}
         counts: dict[tuple, Tensor] = {}
         index = -1
+        _check(optimizer, rows)
         for g, (group, slots) in enumerate(zip(optimizer.param_groups, rows, strict=True)):
             unit = {**group, "lr": 1.0}
-            for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
+            for parameter, slot in zip(group["params"], slots, strict=True):
                 index += 1
                 if (grad := parameter.grad) is None:
                     continue
                 config = slot.config(unit)
-                check_grad(optimizer, parameter, grad, config, g, i)
-                _refuse(optimizer, parameter, grad, group, config, f"parameter {i} of group {g}")
                 state = optimizer.state[parameter]
                 fresh = not any(storage.has(state, name) for name in optimizer.states)
                 count = _count(state, parameter.device, counts)
@@ -108,6 +107,16 @@ class CapturedPlan:
     def renew(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> bool:
         """Never: see above."""
         return False
+
+
+def _check(optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
+    """Raises an error for the first parameter that cannot be stepped, while no state has been made or converted."""
+    for g, (group, slots) in enumerate(zip(optimizer.param_groups, rows, strict=True)):
+        for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
+            if (grad := parameter.grad) is not None:
+                config = slot.config({**group, "lr": 1.0})
+                check_grad(optimizer, parameter, grad, config, g, i)
+                _refuse(optimizer, parameter, grad, group, config, f"parameter {i} of group {g}")
 
 
 def _refuse(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,21 @@ class Planned:
     """Whether processes hold parts of its parameters."""
 
 
+class Stepping(NamedTuple):
+    """A parameter that steps."""
+
+    index: int
+    """Among all of the optimizer's."""
+    parameter: Tensor
+    grad: Tensor
+    step: int
+    """The one that it will have taken."""
+    config: Group
+    situation: Situation
+    key: tuple
+    """The same for parameters with the same numbers."""
+
+
 class Plan:
     """The calls of one step.
 
@@ -82,19 +97,31 @@ class Plan:
         self._rows = rows
         self._without: list[int] = []
         self._keeps = True
-        still = True  # no parameter has stepped, and none would now
+        stepping = self._checked(optimizer, rows)
         planned: dict[tuple, Planned] = {}
+        for one in stepping:
+            self._place(optimizer, one, planned)
+        self._planned = list(planned.values())
+        self._known = list(optimizer.state.values())
+        # No parameter has stepped, and none would now.
+        still = all(one.step == 1 and float(one.config["lr"]) == 0 for one in stepping)
+        self._rehearses = bool(self._planned) and still and not self._moves()
+        for own in self._planned if self._keeps and not self._rehearses else []:
+            own.call.look(optimizer.states)
+
+    def _checked(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> list[Stepping]:
+        """The parameters that step. What is wrong with any is an error while no state has been made or converted."""
+        stepping: list[Stepping] = []
         seen: dict[tuple, tuple[Situation, tuple]] = {}
         index = -1
         for g, (group, slots) in enumerate(zip(optimizer.param_groups, rows, strict=True)):
             configs: dict[int, Group] = {}
             for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
                 index += 1
-                grad = parameter.grad
-                if grad is None:
+                if parameter.grad is None:
                     self._without.append(index)
                     continue
-                state = optimizer.state[parameter]
+                state = optimizer.state.get(parameter, {})
                 step = state.get("step", 0) + 1
                 fresh = state.get("step") == 0 or not any(storage.has(state, name) for name in optimizer.states)
                 if id(slot.overrides) not in configs:
@@ -106,38 +133,38 @@ class Plan:
                     situation = Situation(g, slot, bits, about_state(config), numbers)
                     key = tuple((tuple(part), *part.values()) for part in numbers)
                     seen[like] = situation, key
-                situation, key = seen[like]
-                still = still and step == 1 and float(config["lr"]) == 0
-                check_grad(optimizer, parameter, grad, config, g, i)
-                sharded, form = sharding.is_sharded(parameter), storage.wanted(config, parameter)
-                here, own_grad = sharding.local(parameter), sharding.local_grad(grad, parameter)
-                clips, sparse = config["percentile_clipping"] < 100, grad.layout is torch.sparse_coo
-                self._keeps &= not (clips or sparse) and own_grad.is_contiguous() and here.is_contiguous()
-                groups = sharding.groups_of(parameter)
-                grid = grid_of(parameter) if sharded or form is Form.ROWS else None
-                away = host.is_away(config, parameter)
-                place = (parameter.device, key, clips, sparse, sharded, away, grid is None, *groups)
-                if place not in planned:
-                    call = Call(*situation.numbers, groups=groups)
-                    if away:
-                        call = PagedCall(*situation.numbers, whole=measures(optimizer, config))
-                    planned[place] = Planned(call, sharded=sharded)
-                    if sparse:
-                        planned[place].call.arguments = {**situation.numbers[1], "skip_zeros": True}
-                own = planned[place]
-                own.situations.setdefault(id(situation), (situation, len(own.indices)))
-                own.indices.append(index)
-                storage.prepare(state, own.call.active, parameter, config, optimizer.initial(config))
-                own.call.add(here, own_grad, state, step, grid)
-                if clips:
-                    history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
-                    values = grad.coalesce().values() if sparse else own_grad
-                    own.call.clips.append(Clip(history, values, config))
-        self._planned = list(planned.values())
-        self._known = list(optimizer.state.values())
-        self._rehearses = bool(self._planned) and still and not self._moves()
-        for planned in self._planned if self._keeps and not self._rehearses else []:
-            planned.call.look(optimizer.states)
+                check_grad(optimizer, parameter, parameter.grad, config, g, i)
+                stepping.append(Stepping(index, parameter, parameter.grad, step, config, *seen[like]))
+        return stepping
+
+    def _place(self, optimizer: "BlockwiseOptimizer", one: Stepping, planned: dict[tuple, Planned]) -> None:
+        """Prepares a parameter's state and puts it into its call."""
+        parameter, grad, config, situation = one.parameter, one.grad, one.config, one.situation
+        state = optimizer.state[parameter]
+        sharded, form = sharding.is_sharded(parameter), storage.wanted(config, parameter)
+        here, own_grad = sharding.local(parameter), sharding.local_grad(grad, parameter)
+        clips, sparse = config["percentile_clipping"] < 100, grad.layout is torch.sparse_coo
+        self._keeps &= not (clips or sparse) and own_grad.is_contiguous() and here.is_contiguous()
+        groups = sharding.groups_of(parameter)
+        grid = grid_of(parameter) if sharded or form is Form.ROWS else None
+        away = host.is_away(config, parameter)
+        place = (parameter.device, one.key, clips, sparse, sharded, away, grid is None, *groups)
+        if place not in planned:
+            call = Call(*situation.numbers, groups=groups)
+            if away:
+                call = PagedCall(*situation.numbers, whole=measures(optimizer, config))
+            planned[place] = Planned(call, sharded=sharded)
+            if sparse:
+                planned[place].call.arguments = {**situation.numbers[1], "skip_zeros": True}
+        own = planned[place]
+        own.situations.setdefault(id(situation), (situation, len(own.indices)))
+        own.indices.append(one.index)
+        storage.prepare(state, own.call.active, parameter, config, optimizer.initial(config))
+        own.call.add(here, own_grad, state, one.step, grid)
+        if clips:
+            history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
+            values = grad.coalesce().values() if sparse else own_grad
+            own.call.clips.append(Clip(history, values, config))
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter that is in it, and lets go of parameters and gradients."""
