@@ -30,6 +30,7 @@ def stages(out: Path) -> dict[str, list[str]]:
     example = [sys.executable, "examples/lightning_gpt.py", "--out", str(out / "demo"), "--seeds", "1"]
     return {
         "build": [sys.executable, "setup.py", "build_ext", "--inplace"],
+        "doctor": [sys.executable, "-m", "torch_bnb", "doctor"],
         "gpu tests": [*pytest, "-m", "gpu", f"--junitxml={out / 'gpu-tests.xml'}", "tests"],
         "suite on the CPU": [*pytest, "tests"],
         "suite on the GPU": [*pytest, "--device", "cuda", f"--junitxml={out / 'suite-cuda.xml'}", *on_device],
