@@ -32,11 +32,19 @@ def test_the_digits_example_prints_what_its_page_says(tmp_path):
 
 
 def torchrun(processes, *arguments):
+    """What the program printed.
+
+    With FSDP2 over gloo, torch 2.13 now and then aborts while the interpreter ends, all work done: a program of torch
+    alone does so in one of five runs on a single busy processor. That end, and no other, is tried again.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
-    )
+    for _ in range(5):
+        done = subprocess.run(
+            [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
+        )
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     return done.stdout
 
