@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
+import processes
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lit import QUIET, Bare
@@ -129,3 +130,4 @@ if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
+    processes.leave()

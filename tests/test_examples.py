@@ -1,12 +1,12 @@
 """The examples run, and their page says what they print."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import program
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "examples" / "README.md").read_text()
@@ -32,21 +32,9 @@ def test_the_digits_example_prints_what_its_page_says(tmp_path):
 
 
 def torchrun(processes, *arguments):
-    """What the program printed.
-
-    With FSDP2 over gloo, torch 2.13 now and then aborts while the interpreter ends, all work done: a program of torch
-    alone does so in one of five runs on a single busy processor. That end, and no other, is tried again.
-    """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(5):
-        done = subprocess.run(
-            [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
-        )
-        if "terminate called without an active exception" not in done.stderr:
-            break
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What the program printed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    return program([*launcher, *arguments])
 
 
 @pytest.mark.distributed
