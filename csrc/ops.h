@@ -133,8 +133,6 @@ void boxed_rule(StableIValue* stack, std::uint64_t, std::uint64_t) {
     const auto slots = make_slots(Rule::kName, headers, states, common, moving, sums);
     if (slots.empty()) return;
     const Batch batch = make_batch(Rule::kName, slots, scalars, count, common.options, moving, headers.params[0]);
-    // On the CPU, what is on the device can be read at once.
-    if (tensors.params[0].is_cpu() && batch.found_inf != nullptr && *batch.found_inf != 0) return;
     launch(index, batch);
   }
 }

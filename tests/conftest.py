@@ -57,6 +57,16 @@ def fresh(request):
     GlobalOptimManager.get_instance().initialize()
 
 
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The path of a library with torch.ops.torch_bnb_emulated and what belongs to it, loaded."""
+    import emulation
+
+    library = emulation.build(tmp_path_factory.mktemp("emulated"))
+    torch.ops.load_library(library)
+    return library
+
+
 @pytest.fixture
 def manager():
     return GlobalOptimManager.get_instance()

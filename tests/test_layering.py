@@ -102,11 +102,10 @@ INCLUDES = {
     "cuda/quad.h": {"../batch.h", "../random.h", "code.h"},
     "cuda/lane.h": {"../layer.h", "quad.h"},
     "cuda/part.h": {"../layer.h"},
-    "cuda/block.h": {"lane.h", "part.h"},
-    "cuda/warp.cuh": {"lane.h"},
-    "cuda/step.cuh": {"block.h", "warp.cuh"},
+    "cuda/warp.cuh": set(),
+    "cuda/step.cuh": {"lane.h", "part.h", "warp.cuh"},
     "cuda/measure.cuh": {"part.h"},
-    "cuda/kernels.h": {"../rules.h"},
+    "cuda/kernels.h": {"part.h"},
     "cuda/stream.h": set(),
 }
 

@@ -77,6 +77,7 @@ std::vector<Layer> given_layers(const Batch& batch) {
 }
 
 void launch(int rule, const Batch& batch) {
+  if (batch.found_inf != nullptr && *batch.found_inf != 0) return;
   const Kernels& set = kernels();
   std::vector<Layer> layers = given_layers(batch);
   bool whole = false;

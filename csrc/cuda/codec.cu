@@ -48,8 +48,7 @@ using Code = void (*)(Quantized);
 void launch_code(Code code, const Tensor& values, const Quantized& q) {
   if (q.numel == 0) return;
   const OnDevice guard(values.get_device_index());
-  code<<<static_cast<unsigned>(blocks_of(q.numel, q.blocksize)), kThreadsOfCodec, 0, guard.stream()>>>(q);
-  check(cudaGetLastError());
+  run(code, blocks_of(q.numel, q.blocksize), kThreadsOfCodec, q, guard.stream());
 }
 
 void quantize_blockwise(const Tensor& values, const Tensor& codes, const Tensor& absmax, bool is_signed,

@@ -1,11 +1,13 @@
 // The kernels of each rule, for the launcher to pick from.
 #pragma once
-#include "../rules.h"
+#include "part.h"
 
 namespace bnb::cuda {
 
+using Kernel = void (*)(Part);
+
 struct Kernels {
-  const void *step, *measure;
+  Kernel step, measure;
   bool layerwise;
 };
 

@@ -1,6 +1,6 @@
 // One lane's share of a block of 256: two quads, 128 elements apart, so that what a warp's 32 lanes access together is
 // one run of memory. A lane loads, steps and stores by itself; what it must know of the others (the block's absmax,
-// sums) it is told. It must not know what a warp is: a test runs 32 of them one after another on the host.
+// sums) it is told. It must not know what a warp is.
 #pragma once
 #include "../layer.h"
 #include "quad.h"

@@ -28,26 +28,24 @@ class Launcher {
       measure(part, layers);
       part.layers = layers;
     }
-    launch(kernels_.step, warps_for(part), kThreadsOfStep, part);
-    if (whole) launch(reinterpret_cast<const void*>(&store_absmax), blocks_of(part.count, 32), 32, part);
+    run(kernels_.step, warps_for(part), kThreadsOfStep, part);
+    if (whole) run(store_absmax, blocks_of(part.count, 32), 32, part);
   }
 
   // Reads part.layers while it measures and writes `layers`, or the slots' sums, when every block has been.
   void measure(Part& part, Layer* layers) const {
-    launch(kernels_.measure, warps_for(part), kThreadsOfStep, part);
-    launch(reinterpret_cast<const void*>(&add_shares), part.count * kShares, kThreadsOfShare, part);
+    run(kernels_.measure, warps_for(part), kThreadsOfStep, part);
+    run(add_shares, part.count * kShares, kThreadsOfShare, part);
     Part finished = part;
     finished.layers = layers;
-    launch(reinterpret_cast<const void*>(&finish), part.count, kShares, finished);
+    run(finish, part.count, kShares, finished);
   }
 
  private:
   static std::int64_t warps_for(const Part& part) { return blocks_of(part.end_block - part.first_block, kWarpsOfStep); }
 
-  // CUDA allows 2^31 - 1 thread blocks, here of 2048 elements each: more than any memory holds.
-  void launch(const void* kernel, std::int64_t blocks, int threads, Part& part) const {
-    void* arguments[] = {&part};
-    check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, 0, stream_));
+  void run(Kernel kernel, std::int64_t blocks, int threads, const Part& part) const {
+    cuda::run(kernel, blocks, threads, part, stream_);
   }
 
   const Kernels& kernels_;

@@ -6,8 +6,7 @@ namespace bnb::cuda {
 
 template <class... Rules>
 std::array<Kernels, sizeof...(Rules)> make_kernels(RuleList<Rules...>) {
-  return {Kernels{reinterpret_cast<const void*>(&step<Rules>), reinterpret_cast<const void*>(&measure<Rules>),
-                  kLayerwise<Rules>}...};
+  return {Kernels{step<Rules>, measure<Rules>, kLayerwise<Rules>}...};
 }
 
 const std::array<Kernels, AllRules::kCount> kKernels = make_kernels(AllRules{});

@@ -1,5 +1,5 @@
-// The device and the stream that torch has chosen, and CUDA's errors as torch's. Links against CPU builds of torch,
-// too.
+// Launches, on the device and the stream that torch has chosen, and CUDA's errors as torch's. Links against CPU builds
+// of torch, too.
 #pragma once
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -32,5 +32,13 @@ class OnDevice {
   torch::stable::accelerator::DeviceGuard guard_;
   std::int32_t device_;
 };
+
+template <class Argument>
+void run(void (*kernel)(Argument), std::int64_t blocks, int threads, Argument argument, cudaStream_t stream) {
+  constexpr std::int64_t most = 0x7fffffff;  // CUDA's; a step's thread blocks have 1024 elements and never come near
+  STD_TORCH_CHECK(blocks <= most, "torch_bnb: CUDA launches at most ", most, " thread blocks, got ", blocks);
+  void* arguments[] = {&argument};
+  check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, 0, stream));
+}
 
 }  // namespace bnb::cuda

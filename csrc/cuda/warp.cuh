@@ -1,48 +1,30 @@
-// A real warp: each of its lanes runs this code with its own Lane, and they exchange by shuffles. All 32 take part.
+// What the 32 lanes of a warp find out together: each brings something of its own and gets to know the same. All of
+// them must take part.
 #pragma once
-#include "lane.h"
+#include <cstdint>
 
-namespace bnb::cuda {
+namespace bnb::cuda::warp {
 
-template <class L>
-class Warp {
- public:
-  __device__ explicit Warp(const L& lane) : lane_(lane) {}
+constexpr unsigned kAll = 0xffffffff;
 
-  template <class F>
-  __device__ void each(const F& f) {
-    f(lane_);
-  }
+__device__ inline bool any(bool mine) { return __any_sync(kAll, mine); }
 
-  template <class F>
-  __device__ bool any(const F& f) const {
-    return __any_sync(kAll, f(lane_));
-  }
-
-  template <class F>
-  __device__ std::int32_t largest(const F& f) const {
+__device__ inline std::int32_t largest(std::int32_t mine) {
 #if __CUDA_ARCH__ >= 800
-    return __reduce_max_sync(kAll, f(lane_));
+  return __reduce_max_sync(kAll, mine);
 #else
-    std::int32_t most = f(lane_);
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-      const std::int32_t other = __shfl_xor_sync(kAll, most, distance);
-      most = other > most ? other : most;
-    }
-    return most;
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const std::int32_t other = __shfl_xor_sync(kAll, mine, distance);
+    mine = other > mine ? other : mine;
+  }
+  return mine;
 #endif
-  }
+}
 
-  template <class F>
-  __device__ double sum(const F& f) const {
-    double total = f(lane_);
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) total += __shfl_xor_sync(kAll, total, distance);
-    return total;
-  }
+// In an order that is always the same.
+__device__ inline double sum(double mine) {
+  for (int distance = 16; distance > 0; distance /= 2) mine += __shfl_xor_sync(kAll, mine, distance);
+  return mine;
+}
 
- private:
-  static constexpr unsigned kAll = 0xffffffff;
-  L lane_;
-};
-
-}  // namespace bnb::cuda
+}  // namespace bnb::cuda::warp
