@@ -2,8 +2,8 @@
 #include <cuda_runtime.h>
 
 #include "../ops.h"
-#include "code.h"
 #include "stream.h"
+#include "warp.cuh"
 
 namespace bnb::cuda {
 
@@ -30,17 +30,25 @@ __global__ void __launch_bounds__(kThreadsOfCodec) quantize(const Quantized q) {
   const float absmax = float_of(most);
   if (threadIdx.x == 0) q.absmax[blockIdx.x] = absmax;
   const Scale scale(absmax);
-  for (std::int64_t i = begin; i < end; i += kThreadsOfCodec) {
-    const float x = q.values[i] * scale.lift * scale.reciprocal;
-    q.codes[i] = code_of<S>(nearest_in_registers<S>(__builtin_fabsf(x)), x < 0);
+  const auto tables = warp::spread(kTables, threadIdx.x % 32);
+  for (std::int64_t i = begin; i - threadIdx.x < end; i += kThreadsOfCodec) {  // the same turns for all threads
+    const float x = encodable<S>(i < end ? q.values[i] * scale.lift * scale.reciprocal : 0.0f);
+    const float a = __builtin_fabsf(x);
+    std::uint32_t line;
+    nearest<S, 1>(&a, &line, tables);
+    if (i < end) q.codes[i] = code_on<S, Tiny::kToZero>(line, x);
   }
 }
 
 template <Sign S>
 __global__ void __launch_bounds__(kThreadsOfCodec) dequantize(const Quantized q) {
   const float absmax = q.absmax[blockIdx.x];
-  for (std::int64_t i = blockIdx.x * q.blocksize + threadIdx.x; i < end_of(q); i += kThreadsOfCodec)
-    q.values[i] = decode_in_registers<S>(q.codes[i]) * absmax;
+  const auto tables = warp::spread(kTables, threadIdx.x % 32);
+  const std::int64_t end = end_of(q);
+  for (std::int64_t i = blockIdx.x * q.blocksize + threadIdx.x; i - threadIdx.x < end; i += kThreadsOfCodec) {
+    const float value = decode_in_registers<S>(i < end ? q.codes[i] : kZeroCode<S>, tables);
+    if (i < end) q.values[i] = value * absmax;
+  }
 }
 
 using Code = void (*)(Quantized);

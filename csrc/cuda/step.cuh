@@ -1,8 +1,7 @@
 // The kernels of a rule: a warp for every block of 256 elements, a Lane for each of its threads.
 #pragma once
-#include "lane.h"
+#include "lane.cuh"
 #include "part.h"
-#include "warp.cuh"
 
 namespace bnb::cuda {
 

@@ -64,4 +64,12 @@ T __shfl_xor_sync(unsigned mask, T mine, int distance) {
   return mine;
 }
 
+inline float __shfl_sync(unsigned mask, float mine, int lane) {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &mine, sizeof(float));
+  const std::uint64_t* const all = gpu_on_host::meet_warp("__shfl_sync", mask, bits);
+  std::memcpy(&mine, &all[static_cast<unsigned>(lane) % 32], sizeof(float));
+  return mine;
+}
+
 inline void atomicMax(std::int32_t* most, std::int32_t value) { *most = value > *most ? value : *most; }

@@ -1,9 +1,10 @@
 // One lane's share of a block of 256: two quads, 128 elements apart, so that what a warp's 32 lanes access together is
 // one run of memory. A lane loads, steps and stores by itself; what it must know of the others (the block's absmax,
-// sums) it is told. It must not know what a warp is.
+// sums) it is told. The code's tables are the warp's, hence all lanes must act together.
 #pragma once
 #include "../layer.h"
-#include "quad.h"
+#include "quad.cuh"
+#include "warp.cuh"
 
 namespace bnb {
 inline namespace BNB_ISA {
@@ -18,8 +19,12 @@ class Lane {
   static constexpr int kStates = static_cast<int>(Rule::kStates.size());
 
   // Loads this lane's elements of a slot's block; zeros beyond the tensor's end.
-  BNB_HD Lane(const Slot& slot, std::int64_t block, int lane)
-      : slot_(slot), block_(block), span_(span_of(slot, block)), first_(lane * kQuad) {
+  __device__ Lane(const Slot& slot, std::int64_t block, int lane)
+      : slot_(slot),
+        block_(block),
+        span_(span_of(slot, block)),
+        first_(lane * kQuad),
+        tables_(cuda::warp::spread(kTables, lane)) {
     BNB_UNROLL
     for (int q = 0; q < kQuads; ++q) {
       read(slot.param_dtype, slot.param, quad(q), p_ + q * kQuad);
@@ -28,7 +33,7 @@ class Lane {
     load_states(std::make_index_sequence<kStates>{});
   }
 
-  BNB_HD bool has_gradient() const {
+  __device__ bool has_gradient() const {
     bool any = false;
     BNB_UNROLL
     for (int i = 0; i < kPerLane; ++i) any |= g_[i] != 0;
@@ -36,7 +41,7 @@ class Lane {
   }
 
   // Moves the states, and the parameter by -rate * direction. `from_zero`: the parameter becomes the move alone.
-  BNB_HD void advance(const Rule& rule, const Options& options, float rate, bool from_zero) {
+  __device__ void advance(const Rule& rule, const Options& options, float rate, bool from_zero) {
     const float scale = grad_scale_of(slot_, options);
     BNB_UNROLL
     for (int i = 0; i < kPerLane; ++i)
@@ -44,9 +49,9 @@ class Lane {
   }
 
   // Adds the squares of this lane's elements to a block's sums.
-  BNB_HD double squares_of_parameter() const { return squares(p_); }
+  __device__ double squares_of_parameter() const { return squares(p_); }
 
-  BNB_HD double squares_of_measured(const Rule& rule, const Options& options) const {
+  __device__ double squares_of_measured(const Rule& rule, const Options& options) const {
     const float scale = grad_scale_of(slot_, options);
     float x[kPerLane];
     BNB_UNROLL
@@ -55,7 +60,7 @@ class Lane {
   }
 
   // Of a state after `advance`, as bits, which order like the numbers and keep a NaN.
-  BNB_HD std::int32_t largest(int k) const {
+  __device__ std::int32_t largest(int k) const {
     std::int32_t most = 0;
     BNB_UNROLL
     for (int i = 0; i < kPerLane; ++i) {
@@ -65,40 +70,40 @@ class Lane {
     return most;
   }
 
-  BNB_HD void store_parameter(const Options& options) const {
+  __device__ void store_parameter(const Options& options) const {
     BNB_UNROLL
     for (int q = 0; q < kQuads; ++q)
       write(slot_.param_dtype, slot_.param, quad(q), p_ + q * kQuad, {options.stochastic_weights, key(options)});
   }
 
   // `absmax`: of the block of each state, or of the whole new state.
-  BNB_HD void store_states(const Options& options, const float* absmax) const {
+  __device__ void store_states(const Options& options, const float* absmax) const {
     store_states(options, absmax, std::make_index_sequence<kStates>{});
   }
 
  private:
-  BNB_HD Quad quad(int q) const {
+  __device__ Quad quad(int q) const {
     const int first = first_ + q * kWarp * kQuad, left = span_.n - first;
     return {span_.begin + first, left >= kQuad ? kQuad : left > 0 ? left : 0, span_.index, first};
   }
 
-  BNB_HD bool exists(int i) const { return first_ + i / kQuad * kWarp * kQuad + i % kQuad < span_.n; }
+  __device__ bool exists(int i) const { return first_ + i / kQuad * kWarp * kQuad + i % kQuad < span_.n; }
 
-  BNB_HD std::uint64_t key(const Options& options) const {
+  __device__ std::uint64_t key(const Options& options) const {
     return slot_.counter == nullptr ? slot_.key : mixed(options.seed, static_cast<std::uint64_t>(*slot_.counter));
   }
 
   template <std::size_t... K>
-  BNB_HD void load_states(std::index_sequence<K...>) {
+  __device__ void load_states(std::index_sequence<K...>) {
     BNB_UNROLL
     for (int q = 0; q < kQuads; ++q)
-      (read_state<Rule::kStates[K]>(slot_.states[K], block_, quad(q), s_[K] + q * kQuad), ...);
+      (read_state<Rule::kStates[K]>(slot_.states[K], block_, quad(q), s_[K] + q * kQuad, tables_), ...);
   }
 
   // What a rule makes of zeros need not be zero, and what is beyond the end takes part in nothing.
   template <std::size_t... K>
-  BNB_HD void move(const Rule& rule, float scale, bool skip_zeros, float rate, bool from_zero, int i,
-                   std::index_sequence<K...>) {
+  __device__ void move(const Rule& rule, float scale, bool skip_zeros, float rate, bool from_zero, int i,
+                       std::index_sequence<K...>) {
     const float gradient = g_[i] * scale, from = from_zero ? 0.0f : p_[i];
     float s[] = {s_[K][i]...};
     const float u = rule.direction(p_[i], gradient, s[K]...);
@@ -108,7 +113,7 @@ class Lane {
   }
 
   template <std::size_t... K>
-  BNB_HD float measured(const Rule& rule, float scale, int i, std::index_sequence<K...>) const {
+  __device__ float measured(const Rule& rule, float scale, int i, std::index_sequence<K...>) const {
     if constexpr (kLayerwise<Rule>) {
       float s[] = {s_[K][i]...};
       const float x = rule.measured(p_[i], g_[i] * scale, s[K]...);
@@ -117,7 +122,7 @@ class Lane {
     return 0.0f;
   }
 
-  BNB_HD static double squares(const float* x) {
+  __device__ static double squares(const float* x) {
     double sum = 0;
     BNB_UNROLL
     for (int i = 0; i < kPerLane; ++i) sum += static_cast<double>(x[i]) * x[i];
@@ -125,19 +130,19 @@ class Lane {
   }
 
   template <std::size_t... K>
-  BNB_HD void store_states(const Options& options, const float* absmax, std::index_sequence<K...>) const {
+  __device__ void store_states(const Options& options, const float* absmax, std::index_sequence<K...>) const {
     (store_state<K>(options, absmax[K]), ...);
   }
 
   template <std::size_t k>
-  BNB_HD void store_state(const Options& options, float absmax) const {
+  __device__ void store_state(const Options& options, float absmax) const {
     const State& state = slot_.states[k];
     if (state.codes) {
       const Scale scale(absmax);
       BNB_UNROLL
       for (int q = 0; q < kQuads; ++q)
         write_codes<Rule::kStates[k]>(state.codes, quad(q), s_[k] + q * kQuad, scale,
-                                      {options.stochastic_states[k], key(options)}, k);
+                                      {options.stochastic_states[k], key(options)}, k, tables_);
       if (!state.whole && first_ == 0) state.absmax[block_] = absmax;
     } else if (state.values) {
       BNB_UNROLL
@@ -149,6 +154,7 @@ class Lane {
   std::int64_t block_;
   Span span_;
   int first_;  // within the block
+  Tables<cuda::warp::Spread> tables_;
   float p_[kPerLane], g_[kPerLane], s_[kStates][kPerLane];
 };
 

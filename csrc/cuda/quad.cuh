@@ -3,14 +3,7 @@
 #pragma once
 #include "../batch.h"
 #include "../random.h"
-#include "code.h"
-
-// An array stays in registers only if every index is known when compiling.
-#if defined(__CUDACC__)
-#define BNB_UNROLL _Pragma("unroll")
-#else
-#define BNB_UNROLL
-#endif
+#include "code.cuh"
 
 namespace bnb {
 inline namespace BNB_ISA {
@@ -31,12 +24,12 @@ struct Quad {
 };
 
 template <class T>
-BNB_HD bool in_one_piece(const T* tensor, Quad quad) {
+__device__ bool in_one_piece(const T* tensor, Quad quad) {
   return quad.count == kQuad && reinterpret_cast<std::uintptr_t>(tensor + quad.first) % sizeof(Four<T>) == 0;
 }
 
 template <class T>
-BNB_HD Four<T> load(const T* tensor, Quad quad, T beyond) {
+__device__ Four<T> load(const T* tensor, Quad quad, T beyond) {
   if (in_one_piece(tensor, quad)) return *reinterpret_cast<const Four<T>*>(tensor + quad.first);
   Four<T> four;
   BNB_UNROLL
@@ -45,7 +38,7 @@ BNB_HD Four<T> load(const T* tensor, Quad quad, T beyond) {
 }
 
 template <class T>
-BNB_HD void store(const Four<T>& four, T* tensor, Quad quad) {
+__device__ void store(const Four<T>& four, T* tensor, Quad quad) {
   if (in_one_piece(tensor, quad)) {
     *reinterpret_cast<Four<T>*>(tensor + quad.first) = four;
     return;
@@ -58,20 +51,20 @@ BNB_HD void store(const Four<T>& four, T* tensor, Quad quad) {
 // float32 behind the same names as the 16-bit floats.
 struct Float32 {
   float value;
-  static BNB_HD float widen(Float32 x) { return x.value; }
-  static BNB_HD Float32 narrow(float x) { return {x}; }
-  static BNB_HD Float32 narrow(float x, std::uint32_t) { return {x}; }
+  static __device__ float widen(Float32 x) { return x.value; }
+  static __device__ Float32 narrow(float x) { return {x}; }
+  static __device__ Float32 narrow(float x, std::uint32_t) { return {x}; }
 };
 
 template <class T>
-BNB_HD void read_as(const void* tensor, Quad quad, float* x) {
+__device__ void read_as(const void* tensor, Quad quad, float* x) {
   const Four<T> four = load(static_cast<const T*>(tensor), quad, T{});
   BNB_UNROLL
   for (int j = 0; j < kQuad; ++j) x[j] = T::widen(four.of[j]);
 }
 
 // Zeros beyond the end.
-BNB_HD void read(DType dtype, const void* tensor, Quad quad, float* x) {
+__device__ void read(DType dtype, const void* tensor, Quad quad, float* x) {
   switch (dtype) {
     case DType::kFloat32:
       return read_as<Float32>(tensor, quad, x);
@@ -87,13 +80,13 @@ BNB_HD void read(DType dtype, const void* tensor, Quad quad, float* x) {
 }
 
 // The random bits of a quad's element j.
-BNB_HD std::uint32_t noise(std::uint64_t key, std::uint32_t stream, Quad quad, int j) {
+__device__ std::uint32_t noise(std::uint64_t key, std::uint32_t stream, Quad quad, int j) {
   const std::uint64_t origin = static_cast<std::uint64_t>(quad.origin);
   return random_bits(key, random_base(key, stream, origin), static_cast<std::uint32_t>(origin) + quad.offset + j);
 }
 
 template <class T>
-BNB_HD void write_as(void* tensor, Quad quad, const float* x, Rounding rounding) {
+__device__ void write_as(void* tensor, Quad quad, const float* x, Rounding rounding) {
   constexpr std::uint32_t kStream = 0xffff;  // apart from the states' streams
   Four<T> four;
   BNB_UNROLL
@@ -104,7 +97,7 @@ BNB_HD void write_as(void* tensor, Quad quad, const float* x, Rounding rounding)
 }
 
 // A float64 parameter is not rounded to float32 on the way: for it, `x` is what to add.
-BNB_HD void write(DType dtype, void* tensor, Quad quad, const float* x, Rounding rounding) {
+__device__ void write(DType dtype, void* tensor, Quad quad, const float* x, Rounding rounding) {
   switch (dtype) {
     case DType::kFloat32:
       return write_as<Float32>(tensor, quad, x, rounding);
@@ -119,13 +112,13 @@ BNB_HD void write(DType dtype, void* tensor, Quad quad, const float* x, Rounding
   }
 }
 
-template <Sign S>
-BNB_HD void read_state(const State& state, std::int64_t block, Quad quad, float* x) {
+template <Sign S, class E>
+__device__ void read_state(const State& state, std::int64_t block, Quad quad, float* x, const Tables<E>& tables) {
   if (state.codes) {
     const float absmax = state.absmax[state.whole ? 0 : block];
     const Four<std::uint8_t> codes = load(state.codes, quad, kZeroCode<S>);
     BNB_UNROLL
-    for (int j = 0; j < kQuad; ++j) x[j] = decode_in_registers<S>(codes.of[j]) * absmax;
+    for (int j = 0; j < kQuad; ++j) x[j] = decode_in_registers<S>(codes.of[j], tables) * absmax;
   } else if (state.values) {
     read_as<Float32>(state.values, quad, x);
   } else {
@@ -135,26 +128,28 @@ BNB_HD void read_state(const State& state, std::int64_t block, Quad quad, float*
 }
 
 // Into codes, divided by an absmax that is at least the largest magnitude among them.
-template <Sign S>
-BNB_HD void write_codes(std::uint8_t* codes, Quad quad, const float* x, Scale scale, Rounding rounding,
-                        std::uint32_t stream) {
-  float scaled[kQuad];
-  int magnitude[kQuad];
-  BNB_UNROLL
-  for (int j = 0; j < kQuad; ++j) scaled[j] = x[j] * scale.lift * scale.reciprocal;
+template <Sign S, class E>
+__device__ void write_codes(std::uint8_t* codes, Quad quad, const float* x, Scale scale, Rounding rounding,
+                            std::uint32_t stream, const Tables<E>& tables) {
+  float scaled[kQuad], a[kQuad];
+  std::uint32_t line[kQuad];
   BNB_UNROLL
   for (int j = 0; j < kQuad; ++j) {
-    const float a = __builtin_fabsf(scaled[j]);
-    if (rounding.stochastic) {
+    scaled[j] = encodable<S>(x[j] * scale.lift * scale.reciprocal);
+    a[j] = __builtin_fabsf(scaled[j]);
+  }
+  if (rounding.stochastic) {
+    BNB_UNROLL
+    for (int j = 0; j < kQuad; ++j) {
       const std::uint32_t bits = noise(rounding.key, stream, quad, j);
-      magnitude[j] = drawn_in_registers<S>(a, static_cast<float>(static_cast<std::int32_t>(bits >> 8)) * 0x1p-24f);
-    } else {
-      magnitude[j] = nearest_in_registers<S>(a);
+      line[j] = drawn<S>(a[j], static_cast<float>(static_cast<std::int32_t>(bits >> 8)) * 0x1p-24f, tables);
     }
+  } else {
+    nearest<S, kQuad>(a, line, tables);
   }
   Four<std::uint8_t> four;
   BNB_UNROLL
-  for (int j = 0; j < kQuad; ++j) four.of[j] = kept_code<S>(scaled[j], magnitude[j]);
+  for (int j = 0; j < kQuad; ++j) four.of[j] = code_on<S, Tiny::kKept>(line[j], scaled[j]);
   store(four, codes, quad);
 }
 
