@@ -123,12 +123,31 @@ def parts_table(result: dict[str, Any], _: str) -> str:
     return "\n".join([*lines, "", f"{result['machine']['cpu']}, torch {result['machine']['torch']}."])
 
 
+def instructions_table(result: dict[str, Any], _: str) -> str:
+    """A GPU's instructions for a block by rule, dtype and width: all, and those of the integer units."""
+    found: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        found.setdefault((row["rule"], row["dtype"], row["bits"]), {})[row["architecture"]] = row
+    names = list(dict.fromkeys(row["architecture"] for row in result["rows"]))
+    lines = [f"| instructions (integer, exchange) | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for (rule, dtype, bits), rows in found.items():
+        if rule in ("AdamW", "Lion"):
+            kinds = [rows[name]["kinds"] for name in names]
+            texts = [
+                f"{rows[name]['instructions']} ({kind.get('integer', 0)}, {kind.get('exchange', 0)})"
+                for name, kind in zip(names, kinds, strict=True)
+            ]
+            lines.append(f"| {rule}, {dtype}, {bits} bits | {' | '.join(texts)} |")
+    return "\n".join([*lines, "", f"nvcc {result['nvcc']}; all rules are in the result."])
+
+
 TABLES = {
     "demo": demo_table,
     "speed": speed_table,
     "freeze": freeze_table,
     "rounding": rounding_table,
     "parts": parts_table,
+    "instructions": instructions_table,
 }
 
 

@@ -16,7 +16,7 @@ import torch
 import torch_bnb as bnb
 from benchmarks import __main__ as program
 from benchmarks import cell as cells
-from benchmarks import machine, memory, peers, process, readme, shapes, step, timing, traffic
+from benchmarks import instructions, machine, memory, peers, process, readme, shapes, step, timing, traffic
 
 LINUX = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux, for the peak of memory"
@@ -391,6 +391,24 @@ def test_a_result_is_named_by_its_processor(cpu, name):
 def test_the_description_names_no_host_and_no_path():
     text = json.dumps(machine.describe())
     assert os.uname().nodename not in text and "/home" not in text and os.getcwd() not in text
+
+
+LISTING = """
+        /*0000*/                   ISETP.GE.U32.AND P0, PT, R2, R3, PT ;       /* 0x1 */
+        /*0010*/              @!P0 BRA 0x50 ;                                  /* 0x2 */
+        /*0020*/                   DADD R4, R6, R8 ;                           /* 0x3 */
+        /*0030*/                   FADD R4, R6, R8 ;                           /* 0x4 */
+        /*0040*/              @!P1 CALL.REL.NOINC 0x80 ;                       /* 0x5 */
+        /*0050*/                   FFMA R4, R6, R8, RZ ;                       /* 0x6 */
+        /*0060*/                   SHFL.IDX PT, R1, R2, R3, 0x1f ;             /* 0x7 */
+        /*0070*/                   EXIT ;                                      /* 0x8 */
+        /*0080*/                   FMUL R1, R1, R1 ;                           /* 0x9 */
+"""
+
+
+def test_rare_paths_of_a_gpus_instructions_are_left_out():
+    path = instructions.usual_path(LISTING)
+    assert [instructions.kind_of(text) for text in path] == ["integer", "other", "float", "exchange", "other"]
 
 
 def test_the_gpus_benchmark_runs_dry(tmp_path):

@@ -41,7 +41,7 @@ __device__ inline const Norms* norms_for(const Part& part, int slot) {
 }
 
 template <class Rule>
-__global__ void __launch_bounds__(kThreads, kResident<Rule>) step(const __grid_constant__ Part part) {
+__device__ void step_block(const Part& part) {
   const std::int64_t block = my_block(part);
   if (block >= part.end_block || !may_change(part)) return;  // the same for all of a warp
   const int slot = slot_of(part, block);
@@ -66,6 +66,11 @@ __global__ void __launch_bounds__(kThreads, kResident<Rule>) step(const __grid_c
       absmax[k] = float_of(warp::largest(lane.largest(k)));
   }
   lane.store_states(part.options, absmax);
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kResident<Rule>) step(const __grid_constant__ Part part) {
+  step_block<Rule>(part);
 }
 
 // What must be known of blocks beforehand; nothing is stored but `part.measures`. With the norms unknown, those for a
