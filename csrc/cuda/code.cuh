@@ -1,5 +1,5 @@
-// The 8-bit code in a GPU's registers: decoding and encoding by arithmetic on exponents, without looking anything up in
-// memory. Code for code what codec.h defines; a test compares them, over every float from 0 to 1.
+// The 8-bit code in a GPU's registers: decoding and encoding by arithmetic on exponents, no memory asked for an
+// element. Code for code what codec.h defines; a test compares them, over every float from 0 to 1.
 //
 // What differs from decade to decade is in tables of 32 numbers, found by the last five bits of some float's exponent,
 // so that a warp can keep a table in one register, a number in each lane, and look up by a shuffle (warp.cuh). Hence
