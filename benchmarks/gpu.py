@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.peers import BITSANDBYTES, BITSANDBYTES_PAGED, OURS, TORCH_FUSED, TORCHAO, Peer, find, in_host_memory
 from benchmarks.timing import summary
@@ -101,10 +102,13 @@ def floor_in_bytes(optimizer: torch.optim.Optimizer, params: list[torch.Tensor])
 
 
 def calls_of_a_step(step: Callable[[], Any]) -> dict[str, int]:
-    """Launches, and calls that wait for the device, of one step."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    """Launches, and calls that wait for the device, of one step; the profiler waits once more when it stops."""
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities) as profiler, record_function("the whole step"):
         step()
-    names = [event.name for event in profiler.events()]
+    events = profiler.events()
+    host = next(e.time_range for e in events if e.name == "the whole step" and e.device_type == DeviceType.CPU)
+    names = [event.name for event in events if event.time_range.start <= host.end or event.name.startswith("Memcpy")]
     waits = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
     return {
         "launches": sum(name in ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC") for name in names),

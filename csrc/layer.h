@@ -47,10 +47,16 @@ BNB_HD void add(Measure& sum, const Measure& other) {
     if (magnitude_bits(sum.absmax[k]) < magnitude_bits(other.absmax[k])) sum.absmax[k] = other.absmax[k];  // a NaN wins
 }
 
+// One absmax for the whole tensor: when it changes, every block must be encoded anew, one without gradient too.
+BNB_HD bool has_whole_state(const Slot& slot) {
+  for (std::size_t k = 0; k < AllRules::kMaxStates; ++k)
+    if (slot.states[k].whole) return true;
+  return false;
+}
+
 inline bool has_whole_state(const Batch& batch) {
   for (std::int64_t i = 0; i < batch.count; ++i)
-    for (const State& state : batch.slots[i].states)
-      if (state.whole) return true;
+    if (has_whole_state(batch.slots[i])) return true;
   return false;
 }
 

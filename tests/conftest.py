@@ -1,4 +1,5 @@
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -41,6 +42,16 @@ def pytest_runtest_call(item):
         if item.config.getoption("--skip-missing") and (error.name or "").partition(".")[0] in ORACLES:
             pytest.skip(f"{error.name} is not installed")
         raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """The same where a whole file of tests needs the package."""
+    report = yield
+    missing = re.search(r"No module named '(\w+)", str(report.longrepr)) if report.failed else None
+    if missing and missing[1] in ORACLES and collector.config.getoption("--skip-missing"):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {missing[1]} is not installed")
+    return report
 
 
 @pytest.fixture(autouse=True)

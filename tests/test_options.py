@@ -115,6 +115,27 @@ def test_elements_without_gradient_stay_with_their_state(name, bits, key, manage
 
 
 @EVERY_RULE
+def test_blocks_without_gradient_keep_their_state_when_the_tensors_absmax_changes(name):
+    p = param(1024)
+    options = {"optim_bits": 8, "min_8bit_size": 0, "block_wise": False, "skip_zeros": True}
+    optimizer = make(name, [p], **options, **CASES[name].configs[1])
+
+    def decoded(state):
+        codes, absmax = optimizer.state[p][f"{state}_codes"], optimizer.state[p][f"{state}_absmax"]
+        return bnb.codec.dequantize_blockwise(codes, absmax, optimizer.states[state], p.numel())[256:]
+
+    optimizer.step()
+    active = optimizer.active_states(optimizer.param_groups[0])
+    before, kept = {state: decoded(state) for state in active}, p.detach()[256:].clone()
+    p.grad = torch.cat([torch.randn(256) * 30, torch.zeros(768)])
+    optimizer.step()
+    assert torch.equal(p[256:], kept)
+    for state in active:
+        absmax = optimizer.state[p][f"{state}_absmax"].item()
+        torch.testing.assert_close(decoded(state), before[state], rtol=0, atol=absmax / 100)  # a code is not far away
+
+
+@EVERY_RULE
 def test_a_gradient_is_scaled_to_the_percentile_of_its_norms(name):
     p = param(64)
     q = copy_of(p)

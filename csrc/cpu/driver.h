@@ -46,7 +46,7 @@ alignas(64) inline constexpr float kZeros[kBlock]{};
 template <class Rule>
 void step_block(const Rule& rule, const Slot& slot, const Options& options, const Layer* layer, std::int64_t index) {
   Block<Rule> block(slot, index, true);
-  if (options.skip_zeros && !has_nonzero(block.g)) return;
+  if (options.skip_zeros && !has_whole_state(slot) && !has_nonzero(block.g)) return;
   const Pace pace{grad_scale_of(slot, options), layer == nullptr ? rule.lr : rule.lr * layer->norms.shrink};
   const float* const from = slot.param_dtype == DType::kFloat64 ? kZeros : block.p;
   constexpr auto kAll = std::make_index_sequence<Rule::kStates.size()>{};

@@ -25,12 +25,13 @@ class Lane {
         span_(span_of(slot, block)),
         first_(lane * kQuad),
         tables_(cuda::warp::spread(kTables, lane)) {
-    BNB_UNROLL
-    for (int q = 0; q < kQuads; ++q) {
-      read(slot.param_dtype, slot.param, quad(q), p_ + q * kQuad);
-      read(slot.grad_dtype, slot.grad, quad(q), g_ + q * kQuad);
-    }
-    load_states(std::make_index_sequence<kStates>{});
+    constexpr auto kAll = std::make_index_sequence<kStates>{};
+    if (is_usual<Float32>(DType::kFloat32))
+      load_at_once<Float32>(kAll);
+    else if (is_usual<BFloat16>(DType::kBFloat16))
+      load_at_once<BFloat16>(kAll);
+    else
+      load(kAll);
   }
 
   __device__ bool has_gradient() const {
@@ -93,11 +94,45 @@ class Lane {
     return slot_.counter == nullptr ? slot_.key : mixed(options.seed, static_cast<std::uint64_t>(*slot_.counter));
   }
 
-  template <std::size_t... K>
-  __device__ void load_states(std::index_sequence<K...>) {
+  // Whether the block is as nearly all are: whole, aligned, of one dtype, its states in 8 bits. The same for all lanes.
+  template <class T>
+  __device__ bool is_usual(DType dtype) const {
+    bool usual = slot_.param_dtype == dtype && slot_.grad_dtype == dtype && in_one_piece<T>(slot_.param, quad(0)) &&
+                 in_one_piece<T>(slot_.grad, quad(0)) && span_.n == kBlock;
     BNB_UNROLL
-    for (int q = 0; q < kQuads; ++q)
+    for (int k = 0; k < kStates; ++k)
+      usual = usual && slot_.states[k].codes && in_one_piece<std::uint8_t>(slot_.states[k].codes, quad(0));
+    return usual;
+  }
+
+  // Of a usual block. All loads are under way before the first is waited for.
+  template <class T, std::size_t... K>
+  __device__ void load_at_once(std::index_sequence<K...>) {
+    Four<T> p[kQuads], g[kQuads];
+    Four<std::uint8_t> codes[kStates][kQuads];
+    const float absmax[] = {absmax_of(slot_.states[K], block_)...};
+    BNB_UNROLL
+    for (int q = 0; q < kQuads; ++q) {
+      p[q] = load_whole<T>(slot_.param, quad(q));
+      g[q] = load_whole<T>(slot_.grad, quad(q));
+      ((codes[K][q] = load_whole<std::uint8_t>(slot_.states[K].codes, quad(q))), ...);
+    }
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i) {
+      p_[i] = T::widen(p[i / kQuad].of[i % kQuad]);
+      g_[i] = T::widen(g[i / kQuad].of[i % kQuad]);
+      ((s_[K][i] = decode_in_registers<Rule::kStates[K]>(codes[K][i / kQuad].of[i % kQuad], tables_) * absmax[K]), ...);
+    }
+  }
+
+  template <std::size_t... K>
+  __device__ void load(std::index_sequence<K...>) {
+    BNB_UNROLL
+    for (int q = 0; q < kQuads; ++q) {
+      read(slot_.param_dtype, slot_.param, quad(q), p_ + q * kQuad);
+      read(slot_.grad_dtype, slot_.grad, quad(q), g_ + q * kQuad);
       (read_state<Rule::kStates[K]>(slot_.states[K], block_, quad(q), s_[K] + q * kQuad, tables_), ...);
+    }
   }
 
   // What a rule makes of zeros need not be zero, and what is beyond the end takes part in nothing.

@@ -24,13 +24,20 @@ struct Quad {
 };
 
 template <class T>
-__device__ bool in_one_piece(const T* tensor, Quad quad) {
-  return quad.count == kQuad && reinterpret_cast<std::uintptr_t>(tensor + quad.first) % sizeof(Four<T>) == 0;
+__device__ bool in_one_piece(const void* tensor, Quad quad) {
+  const T* const first = static_cast<const T*>(tensor) + quad.first;
+  return quad.count == kQuad && reinterpret_cast<std::uintptr_t>(first) % sizeof(Four<T>) == 0;
+}
+
+// Of a quad in one piece.
+template <class T>
+__device__ Four<T> load_whole(const void* tensor, Quad quad) {
+  return *reinterpret_cast<const Four<T>*>(static_cast<const T*>(tensor) + quad.first);
 }
 
 template <class T>
 __device__ Four<T> load(const T* tensor, Quad quad, T beyond) {
-  if (in_one_piece(tensor, quad)) return *reinterpret_cast<const Four<T>*>(tensor + quad.first);
+  if (in_one_piece<T>(tensor, quad)) return load_whole<T>(tensor, quad);
   Four<T> four;
   BNB_UNROLL
   for (int j = 0; j < kQuad; ++j) four.of[j] = j < quad.count ? tensor[quad.first + j] : beyond;
@@ -39,7 +46,7 @@ __device__ Four<T> load(const T* tensor, Quad quad, T beyond) {
 
 template <class T>
 __device__ void store(const Four<T>& four, T* tensor, Quad quad) {
-  if (in_one_piece(tensor, quad)) {
+  if (in_one_piece<T>(tensor, quad)) {
     *reinterpret_cast<Four<T>*>(tensor + quad.first) = four;
     return;
   }
@@ -112,10 +119,14 @@ __device__ void write(DType dtype, void* tensor, Quad quad, const float* x, Roun
   }
 }
 
+__device__ inline float absmax_of(const State& state, std::int64_t block) {
+  return state.absmax[state.whole ? 0 : block];
+}
+
 template <Sign S, class E>
 __device__ void read_state(const State& state, std::int64_t block, Quad quad, float* x, const Tables<E>& tables) {
   if (state.codes) {
-    const float absmax = state.absmax[state.whole ? 0 : block];
+    const float absmax = absmax_of(state, block);
     const Four<std::uint8_t> codes = load(state.codes, quad, kZeroCode<S>);
     BNB_UNROLL
     for (int j = 0; j < kQuad; ++j) x[j] = decode_in_registers<S>(codes.of[j], tables) * absmax;

@@ -8,10 +8,9 @@ namespace bnb::cuda {
 constexpr int kThreads = kThreadsOfStep;
 constexpr int kWarps = kThreads / kWarp;
 
-// Thread blocks on a multiprocessor, which sets how many registers a thread gets: 80, or 96 with three states. That is
-// 640 lanes or more at once with 80 bytes under way each, several times what hides the memory's latency.
+// Thread blocks on a multiprocessor, which sets how many registers a thread gets: 80, 96 or 128 by the states.
 template <class Rule>
-constexpr int kResident = Rule::kStates.size() > 2 ? 5 : 6;
+constexpr int kResident = 7 - static_cast<int>(Rule::kStates.size());
 
 // Of the whole batch.
 __device__ inline std::int64_t my_block(const Part& part) {
@@ -46,7 +45,7 @@ __device__ void step_block(const Part& part) {
   if (block >= part.end_block || !may_change(part)) return;  // the same for all of a warp
   const int slot = slot_of(part, block);
   auto lane = my_lane<Rule>(part.slots[slot], block);
-  if (part.options.skip_zeros && !warp::any(lane.has_gradient())) return;
+  if (part.options.skip_zeros && !has_whole_state(part.slots[slot]) && !warp::any(lane.has_gradient())) return;
 
   const Norms* const norms = norms_for(part, slot);
   const Rule rule = rule_for(rule_of<Rule>(part), norms);
