@@ -149,7 +149,12 @@ def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         "bus_bytes_per_second": bus_bandwidth(clock, device, (1 if args.quick else 512) * MIB, repeats),
         "cells": [],
     }
-    for name, shapes in shapes_of(args.quick, memory).items():
+    every = shapes_of(args.quick, memory)
+    if unknown := set(args.shapes or ()) - set(every):
+        raise SystemExit(f"--shapes {', '.join(sorted(unknown))}: expected some of {', '.join(every)}")
+    for name, shapes in every.items():
+        if args.shapes and name not in args.shapes:
+            continue
         for dtype_name, dtype in DTYPES.items():
             for rule in args.rules:
                 for peer in (peer for peer in peers if rule in peer.rules):
@@ -204,6 +209,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rules", nargs="+", default=["adamw", "lion", "sgd"])
+    parser.add_argument("--shapes", nargs="+", metavar="NAME", help="some of them: 16M, '1000 small', 7B-shaped, ...")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()

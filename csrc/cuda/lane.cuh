@@ -117,12 +117,18 @@ class Lane {
       g[q] = load_whole<T>(slot_.grad, quad(q));
       ((codes[K][q] = load_whole<std::uint8_t>(slot_.states[K].codes, quad(q))), ...);
     }
+    (decode<Rule::kStates[K]>(codes[K], absmax[K], s_[K]), ...);
     BNB_UNROLL
     for (int i = 0; i < kPerLane; ++i) {
       p_[i] = T::widen(p[i / kQuad].of[i % kQuad]);
       g_[i] = T::widen(g[i / kQuad].of[i % kQuad]);
-      ((s_[K][i] = decode_in_registers<Rule::kStates[K]>(codes[K][i / kQuad].of[i % kQuad], tables_) * absmax[K]), ...);
     }
+  }
+
+  template <Sign S>
+  __device__ void decode(const Four<std::uint8_t>* codes, float absmax, float* x) const {
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i) x[i] = decode_in_registers<S>(codes[i / kQuad].of[i % kQuad], tables_) * absmax;
   }
 
   template <std::size_t... K>
