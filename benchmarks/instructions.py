@@ -3,7 +3,8 @@
 Compiles ``instructions.cu`` over the kernels' headers and reads what it became. Needs nvcc and cuobjdump, no GPU (``pip
 install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`` has the second). A warp runs each instruction once for its block,
 but for the rare paths, which are left out: the exact threshold where a code is in doubt (double precision, nowhere
-else), and the calls where a division or a root meets a subnormal or an infinity.
+else), and the calls where a division or a root meets a subnormal or an infinity. Known to count too much: where the
+compiler keeps a second way to load a block beside the usual one (8-bit rules of several states, now), it counts both.
 """
 
 import argparse

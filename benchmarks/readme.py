@@ -141,6 +141,24 @@ def instructions_table(result: dict[str, Any], _: str) -> str:
     return "\n".join([*lines, "", f"nvcc {result['nvcc']}; all rules are in the result."])
 
 
+def gpu_table(result: dict[str, Any], _: str) -> str:
+    """Milliseconds of a step on a GPU, and the share of the copy's bandwidth (of the bus's, where state crosses it)."""
+    found: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for row in result["cells"]:
+        found.setdefault((row["shapes"], row["rule"], row["dtype"]), {})[row["optimizer"]] = row
+    names = list(dict.fromkeys(row["optimizer"] for row in result["cells"]))
+    lines = [f"| ms per step (share of bandwidth) | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for what, rows in found.items():
+        texts = []
+        for name in names:
+            row = rows.get(name)
+            share = row and row.get("share_of_copy", row.get("share_of_bus"))
+            texts.append(f"{short(1e3 * row['seconds']['median'])} ({100 * share:.0f} %)" if row else "-")
+        lines.append(f"| {', '.join(what)} | {' | '.join(texts)} |")
+    copy = result["copy_bytes_per_second"] / 1e12
+    return "\n".join([*lines, "", f"{result['device']}, torch {result['torch']}; a copy moves {copy:.2f} TB/s."])
+
+
 TABLES = {
     "demo": demo_table,
     "speed": speed_table,
@@ -148,6 +166,7 @@ TABLES = {
     "rounding": rounding_table,
     "parts": parts_table,
     "instructions": instructions_table,
+    "gpu": gpu_table,
 }
 
 

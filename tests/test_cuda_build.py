@@ -13,8 +13,8 @@ from cases import CASES
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("75", "80", "90", "100")
-MOST_REGISTERS = {1: 80, 2: 128, 3: 128}
-"""By the states of a rule. A multiprocessor has 65536: with these it holds 24 warps of a step, or 16."""
+MOST_REGISTERS = {1: 96, 2: 128, 3: 128}
+"""By the states of a rule. A multiprocessor has 65536: with these it holds 20 warps of a step, or 16."""
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ namespace bnb::cuda {
 constexpr int kThreads = kThreadsOfStep;
 constexpr int kWarps = kThreads / kWarp;
 
-// Thread blocks on a multiprocessor, which sets how many registers a thread gets: 80, or 128 with several states.
+// Thread blocks on a multiprocessor, which sets how many registers a thread gets: as many blocks as leave each kernel
+// the registers that it needs.
 template <class Rule>
-constexpr int kResident = Rule::kStates.size() > 1 ? 4 : 6;
+constexpr int kResident = 7 - static_cast<int>(Rule::kStates.size()) - (kLayerwise<Rule> ? 1 : 0);
 
 // Of the whole batch.
 __device__ inline std::int64_t my_block(const Part& part) {
