@@ -11,6 +11,9 @@ namespace bnb {
 
 enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
+// Bytes of an element.
+constexpr int size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
 // How a tensor is cut into blocks: row by row, a block never crosses one. The usual tensor is a single row. What lies
 // here may be a part of the tensor (a shard, whose rows are parts of its rows).
 struct Grid {
@@ -84,10 +87,10 @@ BNB_HD std::int64_t blocks_of(std::int64_t numel, std::int64_t blocksize = kBloc
 }
 
 // Index of the slot that holds a block, counted over all slots of a batch.
-BNB_HD std::int64_t find_slot(const Slot* slots, std::int64_t count, std::int64_t block) {
-  std::int64_t low = 0, high = count;  // slots[low].first_block <= block < slots[high].first_block
+BNB_HD int find_slot(const Slot* slots, int count, std::int64_t block) {
+  int low = 0, high = count;  // slots[low].first_block <= block < slots[high].first_block
   while (high - low > 1) {
-    const std::int64_t middle = (low + high) / 2;
+    const int middle = static_cast<int>(static_cast<unsigned>(low + high) / 2);
     (slots[middle].first_block <= block ? low : high) = middle;
   }
   return low;

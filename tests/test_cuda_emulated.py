@@ -47,6 +47,25 @@ def test_every_rule_in_every_dtype(name, config, bits):
     assert_agree(name, tensors, scalars, grad_scale=sign)
 
 
+ONE_DTYPE = (2560, 700, 256, 4, 512, 1023, 256, 2048, 256)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_every_rule_in_one_dtype(name, config, dtype, bits):
+    """As nearly all parameters are, for which there are kernels that take more for granted."""
+    tensors, scalars = a_call(name, config, ONE_DTYPE, [dtype] * len(ONE_DTYPE), bits)
+    assert_agree(name, tensors, scalars)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4])
+@pytest.mark.parametrize("option", [{"max_unorm": 1e-3}, {"grad_scales": torch.linspace(0.1, 2, len(ONE_DTYPE))}])
+def test_options_and_misaligned_tensors_in_one_dtype(option, offset):
+    tensors, scalars = a_call("adamw", {}, ONE_DTYPE, [torch.bfloat16] * len(ONE_DTYPE), offset=offset)
+    assert_agree("adamw", tensors, scalars, **option)
+
+
 OPTIONS = {
     "skip_zeros": {"skip_zeros": True},
     "max_unorm": {"max_unorm": 1e-3},
@@ -219,13 +238,31 @@ def test_tensors_known_by_their_headers(name, bits):
 def test_launches_of_a_step(name, block_wise, max_unorm):
     """One for all parameters that an argument holds; three more for norms, and one where an absmax is of a tensor."""
     count = GPU.capacity()
-    tensors, scalars = a_call(name, {"momentum": 0.9} if name == "sgd" else {}, [300] * count, [torch.float32] * count)
+    tensors, scalars = a_call(name, {"momentum": 0.9} if name == "sgd" else {}, [512] * count, [DTYPES[0]] * count)
     if not block_wise:
         tensors[3] = [a[:1] for a in tensors[3]]
     before = GPU.launches()
     getattr(EMULATED, name)(*tensors, **scalars, max_unorm=max_unorm)
     measures = 3 * (name in ("lamb", "lars")) + 3 * (max_unorm > 0 or not block_wise)
     assert GPU.launches() - before == 1 + measures + (not block_wise)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtypes", "launches"),
+    [
+        ((512,), (0,), 1),
+        ((300,), (0,), 2),  # a block that is whole, and the rest
+        ((200, 3), (0, 0), 1),
+        ((512, 512, 512), (0, 1, 0), 2),
+        ((700, 300), (1, 1), 2),
+        ((700, 300), (0, 1), 1),  # gradients of the other's dtype
+    ],
+)
+def test_a_launch_for_every_form(sizes, dtypes, launches):
+    tensors, scalars = a_call("adamw", {}, sizes, [DTYPES[i] for i in dtypes])
+    before = GPU.launches()
+    assert_agree("adamw", tensors, scalars)
+    assert GPU.launches() - before == launches
 
 
 @pytest.mark.parametrize("name", CASES)

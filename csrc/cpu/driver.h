@@ -107,7 +107,7 @@ Measure measure_block(const Rule& rule, bool norms_known, const Slot& slot, cons
 // Calls f(index of the slot, block within the slot, block within the batch) for blocks [first, last): a thread's share.
 template <class F>
 void for_each_block(const Batch& batch, std::int64_t first, std::int64_t last, const F& f) {
-  std::int64_t slot = find_slot(batch.slots, batch.count, first);
+  std::int64_t slot = find_slot(batch.slots, static_cast<int>(batch.count), first);
   for (std::int64_t block = first; block < last; ++block) {
     if (slot + 1 < batch.count && batch.slots[slot + 1].first_block == block) ++slot;
     f(slot, block - batch.slots[slot].first_block, block);

@@ -14,8 +14,10 @@
 // An array stays in registers only if every index is known when compiling.
 #if defined(__CUDACC__)
 #define BNB_UNROLL _Pragma("unroll")
+#define BNB_ROLL _Pragma("unroll 1")
 #else
 #define BNB_UNROLL
+#define BNB_ROLL
 #endif
 
 namespace bnb {
@@ -49,6 +51,26 @@ constexpr float power_of_two(int exponent) {
   return x;
 }
 
+// (a & b) ^ c, one instruction on a GPU, whose compiler makes two of it where b and c are constants.
+__device__ inline std::uint32_t and_xor(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+#else
+  return (a & b) ^ c;
+#endif
+}
+
+// Byte j of a word as a float: in the lowest bits of 2^23, without a conversion.
+__device__ inline float byte_above_2_23(std::uint32_t word, int j) {
+#if defined(__CUDA_ARCH__)
+  return float_of(__byte_perm(word, 0x4b000000, 0x7440 | j));
+#else
+  return float_of(0x4b000000 | (word >> 8 * j & 0xff));
+#endif
+}
+
 // x, not below 0 and not above 1; for NaN 0. The GPU's multiplication does it by the way.
 __device__ inline float saturated(float x) {
 #if defined(__CUDA_ARCH__)
@@ -62,7 +84,8 @@ __device__ inline float saturated(float x) {
 // Magnitude number m has place x = m + shift, such that decade e begins at place n = first * 2^e. It lies half-way
 // between the points i = x - n and i + 1 of n + 1 points from 0.1 to 1, times 10^(e-6). With x = y * n, y in [1, 2),
 // and h = 1/n these are the points at 0.1 + 0.9 (y - 1) and at the same with y + h. They are made from either end (see
-// grid_point in codec.h): from y = 2, with 1 for 0.1, where that is nearer.
+// grid_point in codec.h): from y = 2, with 1 for 0.1, where that is nearer. The highest bit of y's fraction, inverted,
+// moves y by a half to where either end is 1.5.
 // Places come multiplied by a power of two that moves their exponents apart, modulo 32, from those of the other sign.
 // A place of 0, signed zero, has exponent 0. Both zeros find a power of 0, and the top, which is no half-way, one that
 // makes more than 1 of it, which is cut off.
@@ -88,30 +111,31 @@ constexpr void put_powers(Numbers& power) {
 template <Sign S, class E>
 __device__ float value_at(float place, const Tables<E>& tables) {
   const std::uint32_t bits = bits_of(place);
-  const float y = float_of((bits & 0x007fffff) | 0x3f800000), h = float_of(~bits & Place<S>::kInverted);
-  const bool upper = y >= 1.5f;
-  const float i = y - (upper ? 2.0f : 1.0f), end = upper ? 1.0f : 0.1f, step = 1.0f - 0.1f;
+  const float i = float_of(and_xor(bits, 0x007fffff, 0x3fc00000)) - 1.5f, h = float_of(~bits & Place<S>::kInverted);
+  const float end = i < 0 ? 1.0f : 0.1f, step = 1.0f - 0.1f;
   const float twice = __builtin_fmaf(step, i, end) + __builtin_fmaf(step, __builtin_fmaf(h, Place<S>::kStep, i), end);
   return saturated(twice * tables.power[bits >> kFractionBits]);
 }
 
-// place - from, lifted: a byte in the lowest bits of 2^23 is a float without a conversion.
+// Byte j of a word, less `from`, lifted.
 template <Sign S>
-__device__ float place_of(std::uint32_t byte, int from) {
+__device__ float place_of(std::uint32_t word, int j, int from) {
   constexpr float kScale = Place<S>::kScale;
-  return __builtin_fmaf(float_of(0x4b000000 | byte), kScale, -(0x1p23f + static_cast<float>(from)) * kScale);
+  return __builtin_fmaf(byte_above_2_23(word, j), kScale, -(0x1p23f + static_cast<float>(from)) * kScale);
 }
 
 template <Sign S, class E>
 __device__ float magnitude_value(int m, const Tables<E>& tables) {
-  return value_at<S>(place_of<S>(m, -Magnitudes<S>::kShift), tables);
+  return value_at<S>(place_of<S>(m, 0, -Magnitudes<S>::kShift), tables);
 }
 
+// The number of which byte j of a word is the code.
 template <Sign S, class E>
-__device__ float decode_in_registers(std::uint8_t code, const Tables<E>& tables) {
-  if (S == Sign::kUnsigned) return magnitude_value<S>(code, tables);
-  const float place = place_of<S>(code, kZeroCode<S>);
-  return float_of(bits_of(value_at<S>(place, tables)) | (bits_of(place) & 0x80000000));
+__device__ float decode_in_registers(std::uint32_t word, int j, const Tables<E>& tables) {
+  const bool is_signed = S == Sign::kSigned;
+  const float place = place_of<S>(word, j, is_signed ? kZeroCode<S> : -Magnitudes<S>::kShift);
+  const float magnitude = value_at<S>(place, tables);
+  return is_signed ? float_of(bits_of(magnitude) | (bits_of(place) & 0x80000000)) : magnitude;
 }
 
 // [note: encoding]
@@ -199,30 +223,38 @@ __device__ inline int number_on(std::uint32_t line) { return static_cast<int>(((
 // The line where it is a whole number.
 __device__ inline std::uint32_t line_of(int number) { return bits_of(kHigh) + (number << kPartBits); }
 
-__device__ inline bool is_in_doubt(std::uint32_t line) {
-  return (line + kHalf + kDoubt) << (32 - kPartBits) < (2 * kDoubt) << (32 - kPartBits);
+// Small if the line is near a half.
+__device__ inline std::uint32_t doubt_of(std::uint32_t line) {
+  constexpr int kAbove = 32 - kPartBits;
+  return line * (1u << kAbove) + ((kHalf + kDoubt) << kAbove);
 }
 
+__device__ inline bool is_in_doubt(std::uint32_t doubt) { return doubt < (2 * kDoubt) << (32 - kPartBits); }
+
+template <Sign S>
+__device__ const auto kExactThresholds = make_thresholds<S>();
+
 // Where the line is in doubt, that of the nearest magnitude's number.
-template <Sign S, class E>
-__device__ std::uint32_t settled(float a, std::uint32_t line, const Tables<E>& tables) {
+template <Sign S>
+__device__ std::uint32_t settled(float a, std::uint32_t line) {
+  if (!is_in_doubt(doubt_of(line))) return line;
   const int m = number_on(line + kDoubt);  // or one less
-  const double sum = static_cast<double>(magnitude_value<S>(m - 1, tables)) + magnitude_value<S>(m, tables);
-  return is_in_doubt(line) ? line_of(2 * static_cast<double>(a) > sum ? m : m - 1) : line;
+  return line_of(a > kExactThresholds<S>[m] ? m : m - 1);
 }
 
 // The lines where they are those of the nearest magnitudes. Few are in doubt.
 template <Sign S, int count, class E>
 __device__ void nearest(const float* a, std::uint32_t* line, const Tables<E>& tables) {
-  bool doubt = false;
+  std::uint32_t least = ~0u;
   BNB_UNROLL
   for (int j = 0; j < count; ++j) {
     line[j] = line_at<S>(a[j], tables);
-    doubt |= is_in_doubt(line[j]);
+    const std::uint32_t doubt = doubt_of(line[j]);
+    least = doubt < least ? doubt : least;
   }
-  if (!E::any(doubt)) return;
+  if (!E::any(is_in_doubt(least))) return;
   BNB_UNROLL
-  for (int j = 0; j < count; ++j) line[j] = settled<S>(a[j], line[j], tables);
+  for (int j = 0; j < count; ++j) line[j] = settled<S>(a[j], line[j]);
 }
 
 // One of the two numbers around a, as encode_stochastic of codec.h chooses; as a line.
@@ -246,17 +278,34 @@ __device__ float encodable(float x) {
 // first moment into an update without bound.
 enum class Tiny { kToZero, kKept };
 
-// The code of x, of which the line is known. The lowest byte of 2^23 + number is the number.
+// The code of x, of which the line is known; the lowest may come out as a number below zero (see as_byte). The bits of
+// a whole number of the smallest floats are that number.
 template <Sign S, Tiny tiny>
-__device__ std::uint8_t code_on(std::uint32_t line, float x) {
+__device__ std::int32_t code_on(std::uint32_t line, float x) {
+  constexpr float kOne = 0x1p-149f;
   if (S == Sign::kSigned) {
-    const float number = float_of((bits_of(float_of(line) - kHigh)) | (bits_of(x) & 0x80000000));
-    return static_cast<std::uint8_t>(bits_of((number < -127.0f ? -127.0f : number) + (0x1.8p23f + kZeroCode<S>)));
+    const float number = float_of(bits_of(float_of(line) - kHigh) | (bits_of(x) & 0x80000000));
+    return static_cast<std::int32_t>(bits_of(__builtin_fmaf(number, kOne, kZeroCode<S> * kOne)));
   }
-  const std::int32_t number = static_cast<std::int32_t>(bits_of(float_of(line) + (0x1p23f - kHigh)));
-  if (tiny == Tiny::kToZero) return static_cast<std::uint8_t>(number);
-  const std::int32_t bits = static_cast<std::int32_t>(bits_of(x)), least = (bits < 1 ? bits : 1) + 0x4b000000;
-  return static_cast<std::uint8_t>(number > least ? number : least);
+  const std::int32_t number = static_cast<std::int32_t>(bits_of(__builtin_fmaf(float_of(line), kOne, -kHigh * kOne)));
+  const std::int32_t bits = static_cast<std::int32_t>(bits_of(x)), least = bits < 1 ? bits : 1;
+  return tiny == Tiny::kKept && number < least ? least : number;
+}
+
+__device__ inline std::uint8_t as_byte(std::int32_t code) { return static_cast<std::uint8_t>(code < 0 ? 0 : code); }
+
+// Four of them in a word, the first one lowest.
+__device__ inline std::uint32_t as_bytes(const std::int32_t* code) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t word = 0;
+  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %0;" : "+r"(word) : "r"(code[3]), "r"(code[2]));
+  asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %0;" : "+r"(word) : "r"(code[1]), "r"(code[0]));
+  return word;
+#else
+  std::uint32_t word = 0;
+  for (int j = 0; j < 4; ++j) word |= static_cast<std::uint32_t>(as_byte(code[j])) << 8 * j;
+  return word;
+#endif
 }
 
 }  // namespace BNB_ISA

@@ -30,45 +30,45 @@ __global__ void __launch_bounds__(kThreadsOfCodec) quantize(const Quantized q) {
   const float absmax = float_of(most);
   if (threadIdx.x == 0) q.absmax[blockIdx.x] = absmax;
   const Scale scale(absmax);
-  const auto tables = warp::spread(kTables, threadIdx.x % 32);
+  const warp::Code code = warp::my_code();
   for (std::int64_t i = begin; i - threadIdx.x < end; i += kThreadsOfCodec) {  // the same turns for all threads
     const float x = encodable<S>(i < end ? q.values[i] * scale.lift * scale.reciprocal : 0.0f);
     const float a = __builtin_fabsf(x);
     std::uint32_t line;
-    nearest<S, 1>(&a, &line, tables);
-    if (i < end) q.codes[i] = code_on<S, Tiny::kToZero>(line, x);
+    nearest<S, 1>(&a, &line, code);
+    if (i < end) q.codes[i] = as_byte(code_on<S, Tiny::kToZero>(line, x));
   }
 }
 
 template <Sign S>
 __global__ void __launch_bounds__(kThreadsOfCodec) dequantize(const Quantized q) {
   const float absmax = q.absmax[blockIdx.x];
-  const auto tables = warp::spread(kTables, threadIdx.x % 32);
+  const warp::Code code = warp::my_code();
   const std::int64_t end = end_of(q);
   for (std::int64_t i = blockIdx.x * q.blocksize + threadIdx.x; i - threadIdx.x < end; i += kThreadsOfCodec) {
-    const float value = decode_in_registers<S>(i < end ? q.codes[i] : kZeroCode<S>, tables);
+    const float value = decode_in_registers<S>(i < end ? q.codes[i] : kZeroCode<S>, 0, code);
     if (i < end) q.values[i] = value * absmax;
   }
 }
 
-using Code = void (*)(Quantized);
+using Coder = void (*)(Quantized);
 
-void launch_code(Code code, const Tensor& values, const Quantized& q) {
+void launch_coder(Coder coder, const Tensor& values, const Quantized& q) {
   if (q.numel == 0) return;
   const OnDevice guard(values.get_device_index());
-  run(code, blocks_of(q.numel, q.blocksize), kThreadsOfCodec, q, guard.stream());
+  run(coder, blocks_of(q.numel, q.blocksize), kThreadsOfCodec, q, guard.stream());
 }
 
 void quantize_blockwise(const Tensor& values, const Tensor& codes, const Tensor& absmax, bool is_signed,
                         std::int64_t blocksize) {
-  launch_code(is_signed ? quantize<Sign::kSigned> : quantize<Sign::kUnsigned>, values,
-              make_quantized("quantize_blockwise", values, codes, absmax, blocksize));
+  launch_coder(is_signed ? quantize<Sign::kSigned> : quantize<Sign::kUnsigned>, values,
+               make_quantized("quantize_blockwise", values, codes, absmax, blocksize));
 }
 
 void dequantize_blockwise(const Tensor& values, const Tensor& codes, const Tensor& absmax, bool is_signed,
                           std::int64_t blocksize) {
-  launch_code(is_signed ? dequantize<Sign::kSigned> : dequantize<Sign::kUnsigned>, values,
-              make_quantized("dequantize_blockwise", values, codes, absmax, blocksize));
+  launch_coder(is_signed ? dequantize<Sign::kSigned> : dequantize<Sign::kUnsigned>, values,
+               make_quantized("dequantize_blockwise", values, codes, absmax, blocksize));
 }
 
 }  // namespace bnb::cuda

@@ -1,4 +1,4 @@
-// The kernels of each rule, for the launcher to pick from.
+// The kernels of each rule, by form, for the launcher to pick from.
 #pragma once
 #include "part.h"
 
@@ -7,7 +7,8 @@ namespace bnb::cuda {
 using Kernel = void (*)(Part);
 
 struct Kernels {
-  Kernel step, measure;
+  std::array<Kernel, AllForms::kCount> step, measure;
+  std::array<int, AllForms::kCount> most_run;  // see Heading::run
   bool layerwise;
 };
 

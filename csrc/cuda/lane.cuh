@@ -13,25 +13,23 @@ constexpr int kWarp = 32;
 constexpr int kQuads = kBlock / (kWarp * kQuad);
 constexpr int kPerLane = kQuads * kQuad;
 
-template <class Rule>
+using cuda::warp::Code;
+
+template <class Rule, class Form>
 class Lane {
  public:
   static constexpr int kStates = static_cast<int>(Rule::kStates.size());
 
   // Loads this lane's elements of a slot's block; zeros beyond the tensor's end.
-  __device__ Lane(const Slot& slot, std::int64_t block, int lane)
-      : slot_(slot),
-        block_(block),
-        span_(span_of(slot, block)),
-        first_(lane * kQuad),
-        tables_(cuda::warp::spread(kTables, lane)) {
-    constexpr auto kAll = std::make_index_sequence<kStates>{};
-    if (is_usual<Float32>(DType::kFloat32))
-      load_at_once<Float32>(kAll);
-    else if (is_usual<BFloat16>(DType::kBFloat16))
-      load_at_once<BFloat16>(kAll);
-    else
-      load(kAll);
+  __device__ Lane(const Slot& slot, std::int64_t block, const Code& code)
+      : slot_(slot), block_(block), span_(span_of(slot, block)), first_(threadIdx.x % kWarp * kQuad), code_(code) {
+    load(std::make_index_sequence<kStates>{});
+  }
+
+  // Whether a state is, the same for all lanes.
+  __device__ bool in_codes(int k) const {
+    using cuda::Lying;
+    return Form::kStates == Lying::kAnyhow ? slot_.states[k].codes != nullptr : Form::kStates == Lying::kInCodes;
   }
 
   __device__ bool has_gradient() const {
@@ -49,7 +47,7 @@ class Lane {
       move(rule, scale, options.skip_zeros, rate, from_zero, i, std::make_index_sequence<kStates>{});
   }
 
-  // Adds the squares of this lane's elements to a block's sums.
+  // Of this lane's elements.
   __device__ double squares_of_parameter() const { return squares(p_); }
 
   __device__ double squares_of_measured(const Rule& rule, const Options& options) const {
@@ -60,14 +58,11 @@ class Lane {
     return squares(x);
   }
 
-  // Of a state after `advance`, as bits, which order like the numbers and keep a NaN.
-  __device__ std::int32_t largest(int k) const {
-    std::int32_t most = 0;
+  // Magnitude in a state after `advance`; NaN if there is one.
+  __device__ float largest(int k) const {
+    float most = 0;
     BNB_UNROLL
-    for (int i = 0; i < kPerLane; ++i) {
-      const std::int32_t bits = magnitude_bits(s_[k][i]);
-      most = bits > most ? bits : most;
-    }
+    for (int i = 0; i < kPerLane; ++i) most = cuda::warp::larger_magnitude(most, s_[k][i]);
     return most;
   }
 
@@ -85,60 +80,52 @@ class Lane {
  private:
   __device__ Quad quad(int q) const {
     const int first = first_ + q * kWarp * kQuad, left = span_.n - first;
-    return {span_.begin + first, left >= kQuad ? kQuad : left > 0 ? left : 0, span_.index, first};
+    const int count = Form::kAligned || left >= kQuad ? kQuad : left > 0 ? left : 0;
+    return {span_.begin + first, count, Form::kAligned, span_.index, first};
   }
 
-  __device__ bool exists(int i) const { return first_ + i / kQuad * kWarp * kQuad + i % kQuad < span_.n; }
+  __device__ bool exists(int i) const {
+    return Form::kAligned || first_ + i / kQuad * kWarp * kQuad + i % kQuad < span_.n;
+  }
 
   __device__ std::uint64_t key(const Options& options) const {
     return slot_.counter == nullptr ? slot_.key : mixed(options.seed, static_cast<std::uint64_t>(*slot_.counter));
   }
 
-  // Whether the block is as nearly all are: whole, aligned, of one dtype, its states in 8 bits. The same for all lanes.
-  template <class T>
-  __device__ bool is_usual(DType dtype) const {
-    bool usual = slot_.param_dtype == dtype && slot_.grad_dtype == dtype && in_one_piece<T>(slot_.param, quad(0)) &&
-                 in_one_piece<T>(slot_.grad, quad(0)) && span_.n == kBlock;
-    BNB_UNROLL
-    for (int k = 0; k < kStates; ++k)
-      usual = usual && slot_.states[k].codes && in_one_piece<std::uint8_t>(slot_.states[k].codes, quad(0));
-    return usual;
-  }
-
-  // Of a usual block. All loads are under way before the first is waited for.
-  template <class T, std::size_t... K>
-  __device__ void load_at_once(std::index_sequence<K...>) {
-    Four<T> p[kQuads], g[kQuads];
-    Four<std::uint8_t> codes[kStates][kQuads];
-    const float absmax[] = {absmax_of(slot_.states[K], block_)...};
-    BNB_UNROLL
-    for (int q = 0; q < kQuads; ++q) {
-      p[q] = load_whole<T>(slot_.param, quad(q));
-      g[q] = load_whole<T>(slot_.grad, quad(q));
-      ((codes[K][q] = load_whole<std::uint8_t>(slot_.states[K].codes, quad(q))), ...);
-    }
-    (decode<Rule::kStates[K]>(codes[K], absmax[K], s_[K]), ...);
-    BNB_UNROLL
-    for (int i = 0; i < kPerLane; ++i) {
-      p_[i] = T::widen(p[i / kQuad].of[i % kQuad]);
-      g_[i] = T::widen(g[i / kQuad].of[i % kQuad]);
-    }
-  }
-
-  template <Sign S>
-  __device__ void decode(const Four<std::uint8_t>* codes, float absmax, float* x) const {
-    BNB_UNROLL
-    for (int i = 0; i < kPerLane; ++i) x[i] = decode_in_registers<S>(codes[i / kQuad].of[i % kQuad], tables_) * absmax;
-  }
-
+  // All loads are under way before the first is waited for.
   template <std::size_t... K>
   __device__ void load(std::index_sequence<K...>) {
+    const float absmax[] = {(in_codes(K) ? absmax_of(slot_.states[K], block_) : 0.0f)...};
+    std::uint32_t codes[kStates][kQuads];
+    Raw param[kQuads], grad[kQuads];
     BNB_UNROLL
     for (int q = 0; q < kQuads; ++q) {
-      read(slot_.param_dtype, slot_.param, quad(q), p_ + q * kQuad);
-      read(slot_.grad_dtype, slot_.grad, quad(q), g_ + q * kQuad);
-      (read_state<Rule::kStates[K]>(slot_.states[K], block_, quad(q), s_[K] + q * kQuad, tables_), ...);
+      param[q] = load_raw(slot_.param_dtype, slot_.param, quad(q));
+      grad[q] = load_raw(slot_.grad_dtype, slot_.grad, quad(q));
+      (load_state<K>(q, codes[K][q]), ...);
     }
+    (decode<K>(codes[K], absmax[K]), ...);
+    BNB_UNROLL
+    for (int q = 0; q < kQuads; ++q) {
+      widen(slot_.param_dtype, param[q], p_ + q * kQuad);
+      widen(slot_.grad_dtype, grad[q], g_ + q * kQuad);
+    }
+  }
+
+  template <std::size_t k>
+  __device__ void load_state(int q, std::uint32_t& codes) {
+    if (in_codes(k))
+      codes = load_codes(slot_.states[k].codes, quad(q), kZeroCode<Rule::kStates[k]>);
+    else
+      load_values(slot_.states[k].values, quad(q), s_[k] + q * kQuad);
+  }
+
+  template <std::size_t k>
+  __device__ void decode(const std::uint32_t* codes, float absmax) {
+    if (!in_codes(k)) return;
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i)
+      s_[k][i] = decode_in_registers<Rule::kStates[k]>(codes[i / kQuad], i % kQuad, code_) * absmax;
   }
 
   // What a rule makes of zeros need not be zero, and what is beyond the end takes part in nothing.
@@ -178,12 +165,12 @@ class Lane {
   template <std::size_t k>
   __device__ void store_state(const Options& options, float absmax) const {
     const State& state = slot_.states[k];
-    if (state.codes) {
-      const Scale scale(absmax);
+    if (in_codes(k)) {
+      std::int32_t codes[kPerLane];
+      encode<k>({options.stochastic_states[k], key(options)}, absmax, codes);
+      if (state.codes == nullptr) return;
       BNB_UNROLL
-      for (int q = 0; q < kQuads; ++q)
-        write_codes<Rule::kStates[k]>(state.codes, quad(q), s_[k] + q * kQuad, scale,
-                                      {options.stochastic_states[k], key(options)}, k, tables_);
+      for (int q = 0; q < kQuads; ++q) write_codes(state.codes, quad(q), codes + q * kQuad);
       if (!state.whole && first_ == 0) state.absmax[block_] = absmax;
     } else if (state.values) {
       BNB_UNROLL
@@ -191,11 +178,39 @@ class Lane {
     }
   }
 
+  template <std::size_t k>
+  __device__ void encode(Rounding rounding, float absmax, std::int32_t* codes) const {
+    constexpr Sign S = Rule::kStates[k];
+    const Scale scale(absmax);
+    float x[kPerLane], a[kPerLane];
+    std::uint32_t line[kPerLane];
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i) x[i] = s_[k][i];
+    if (scale.lift != 1) {
+      BNB_UNROLL
+      for (int i = 0; i < kPerLane; ++i) x[i] *= scale.lift;
+    }
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i) {
+      x[i] = encodable<S>(x[i] * scale.reciprocal);
+      a[i] = __builtin_fabsf(x[i]);
+    }
+    if (rounding.stochastic) {
+      BNB_UNROLL
+      for (int i = 0; i < kPerLane; ++i)
+        line[i] = drawn<S>(a[i], uniform(noise(rounding.key, k, quad(i / kQuad), i % kQuad)), code_);
+    } else {
+      nearest<S, kPerLane>(a, line, code_);
+    }
+    BNB_UNROLL
+    for (int i = 0; i < kPerLane; ++i) codes[i] = code_on<S, Tiny::kKept>(line[i], x[i]);
+  }
+
   const Slot& slot_;
-  std::int64_t block_;
-  Span span_;
-  int first_;  // within the block
-  Tables<cuda::warp::Spread> tables_;
+  const std::int64_t block_;
+  const Span span_;
+  const int first_;  // within the block
+  const Code& code_;
   float p_[kPerLane], g_[kPerLane], s_[kStates][kPerLane];
 };
 

@@ -8,97 +8,100 @@
 #include "measure.cuh"
 #include "stream.h"
 
+#ifndef BNB_ENOUGH_WARPS
+#define BNB_ENOUGH_WARPS 65536
+#endif
+
 namespace bnb::cuda {
 
-constexpr int kWarpsOfStep = kThreadsOfStep / 32;
-
-class Launcher {
+// Device memory for what is measured of a part, by torch's allocator: it is free again for whoever comes later on the
+// same stream.
+class Scratch {
  public:
-  Launcher(const Kernels& kernels, cudaStream_t stream) : kernels_(kernels), stream_(stream) {}
-
-  void step(Part& part, bool whole) const {
-    Layer* const layers = part.layers;
-    part.layers = nullptr;
-    const bool given = part.slots[0].norms != nullptr;
-    if (kernels_.layerwise && !given) {
-      measure(part, layers);
-      part.layers = layers;
-    }
-    if (whole || (part.options.max_unorm > 0 && !given)) {
-      measure(part, layers);
-      part.layers = layers;
-    }
-    run(kernels_.step, warps_for(part), kThreadsOfStep, part);
-    if (whole) run(store_absmax, blocks_of(part.count, 32), 32, part);
-  }
-
-  // Reads part.layers while it measures and writes `layers`, or the slots' sums, when every block has been.
-  void measure(Part& part, Layer* layers) const {
-    run(kernels_.measure, warps_for(part), kThreadsOfStep, part);
-    run(add_shares, part.count * kShares, kThreadsOfShare, part);
-    Part finished = part;
-    finished.layers = layers;
-    run(finish, part.count, kShares, finished);
+  Scratch(Part& part, std::int32_t device)
+      : memory_(
+            torch::stable::empty({static_cast<std::int64_t>(sizeof(Measure)) * (part.blocks + kShares * part.count) +
+                                  static_cast<std::int64_t>(sizeof(Layer)) * part.count},
+                                 torch::headeronly::ScalarType::Byte, std::nullopt,
+                                 torch::stable::Device(torch::headeronly::DeviceType::CUDA, device))) {
+    part.measures = static_cast<Measure*>(memory_.mutable_data_ptr());
+    part.sums = part.measures + part.blocks;
+    part.layers = reinterpret_cast<Layer*>(part.sums + kShares * part.count);
   }
 
  private:
-  static std::int64_t warps_for(const Part& part) { return blocks_of(part.end_block - part.first_block, kWarpsOfStep); }
+  Tensor memory_;
+};
+
+class Launcher {
+ public:
+  Launcher(int rule, const Batch& batch)
+      : kernels_(kKernels[rule]), batch_(batch), guard_(batch.device), stream_(guard_.stream()) {
+    const bool given = batch.slots[0].norms != nullptr;
+    whole_ = has_whole_state(batch);
+    layerwise_ = kernels_.layerwise && !given;
+    bounded_ = whole_ || (batch.options.max_unorm > 0 && !given);
+  }
+
+  // Whether a step must know something of whole parameters beforehand.
+  bool measures() const { return layerwise_ || bounded_; }
+
+  // Updates the parameters of a part.
+  void step(int form, Part& part) const {
+    set_run(form, part);
+    std::optional<Scratch> scratch;
+    if (measures()) scratch.emplace(part, batch_.device);
+    for (const bool needed : {layerwise_, bounded_}) {
+      if (!needed) continue;
+      measure(form, part);
+      for (int i = 0; i < part.count; ++i) part.slots[i].norms = &part.layers[i].norms;
+    }
+    run(kernels_.step[form], blocks_for(part), kThreadsOfStep, part);
+    if (whole_) run(store_absmax, blocks_of(part.count, 32), 32, part);
+  }
+
+  // Adds up the squares of a part's parameters, into the slots' sums; only given norms count.
+  void sum_up(int form, Part& part) const {
+    set_run(form, part);
+    const Scratch scratch(part, batch_.device);
+    measure(form, part);
+  }
+
+ private:
+  // No more than leave warps enough for all multiprocessors to end at about the same time.
+  void set_run(int form, Part& part) const {
+    const std::int64_t run = part.blocks / BNB_ENOUGH_WARPS, most = kernels_.most_run[form];
+    part.run = static_cast<std::int32_t>(run < 1 ? 1 : run < most ? run : most);
+  }
+
+  // Into part.layers, or the slots' sums.
+  void measure(int form, const Part& part) const {
+    run(kernels_.measure[form], blocks_for(part), kThreadsOfStep, part);
+    run(add_shares, part.count * kShares, kThreadsOfShare, part);
+    run(finish, part.count, kShares, part);
+  }
+
+  static std::int64_t blocks_for(const Part& part) { return blocks_of(blocks_of(part.blocks, part.run), kWarpsOfStep); }
 
   void run(Kernel kernel, std::int64_t blocks, int threads, const Part& part) const {
     cuda::run(kernel, blocks, threads, part, stream_);
   }
 
   const Kernels& kernels_;
+  const Batch& batch_;
+  OnDevice guard_;
   cudaStream_t stream_;
+  bool whole_, layerwise_, bounded_;
 };
-
-// Device memory for the measures of the longest part, by torch's allocator: it is free again for whoever comes later on
-// the same stream.
-class Scratch {
- public:
-  Scratch(std::int64_t blocks, std::int32_t device)
-      : blocks_(blocks),
-        memory_(torch::stable::empty({static_cast<std::int64_t>(sizeof(Measure)) * (blocks + kShares * kCapacity) +
-                                      static_cast<std::int64_t>(sizeof(Layer)) * kCapacity},
-                                     torch::headeronly::ScalarType::Byte, std::nullopt,
-                                     torch::stable::Device(torch::headeronly::DeviceType::CUDA, device))) {}
-
-  void lend(Part& part) {
-    part.measures = static_cast<Measure*>(memory_.mutable_data_ptr());
-    part.sums = part.measures + blocks_;
-    part.layers = reinterpret_cast<Layer*>(part.sums + kShares * kCapacity);
-  }
-
- private:
-  std::int64_t blocks_;
-  Tensor memory_;
-};
-
-// Calls f(launcher, part) for every part of a batch.
-template <class F>
-void for_each_part(int rule, const Batch& batch, bool measures, const F& f) {
-  const OnDevice guard(batch.device);
-  const Launcher launcher(kKernels[rule], guard.stream());
-  std::optional<Scratch> scratch;
-  if (measures) scratch.emplace(batch.blocks, batch.device);
-  for (std::int64_t first = 0; first < batch.count; first += kCapacity) {
-    Part part = part_from(batch, first);
-    if (scratch) scratch->lend(part);
-    f(launcher, part);
-  }
-}
 
 void launch(int rule, const Batch& batch) {
-  const bool whole = has_whole_state(batch), given = batch.slots[0].norms != nullptr;
-  const bool measures = whole || (!given && (kKernels[rule].layerwise || batch.options.max_unorm > 0));
-  for_each_part(rule, batch, measures, [&](const Launcher& launcher, Part& part) { launcher.step(part, whole); });
+  const Launcher launcher(rule, batch);
+  for_each_part(batch, !launcher.measures(), [&](int form, Part& part) { launcher.step(form, part); });
 }
 
 void sum_up(int rule, const Batch& batch) {
-  for_each_part(rule, batch, true, [](const Launcher& launcher, Part& part) {
-    part.layers = nullptr;  // only given norms count
-    launcher.measure(part, nullptr);
-  });
+  const Launcher launcher(rule, batch);
+  for_each_part(batch, false, [&](int form, Part& part) { launcher.sum_up(form, part); });
 }
 
 }  // namespace bnb::cuda

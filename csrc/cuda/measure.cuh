@@ -23,7 +23,7 @@ __device__ Measure add_up(const Measure& own) {
 // Thread block s * kShares + i: the i-th share of slot s.
 __global__ void __launch_bounds__(kThreadsOfShare) add_shares(const __grid_constant__ Part part) {
   const Slot& slot = part.slots[blockIdx.x / kShares];
-  const std::int64_t begin = slot.first_block - part.first_block, end = begin + blocks_in(slot);
+  const std::int64_t begin = slot.first_block, end = begin + blocks_in(slot);
   Measure sum{};
   for (std::int64_t block = begin + static_cast<std::int64_t>(blockIdx.x % kShares) * kThreadsOfShare + threadIdx.x;
        block < end; block += kShares * kThreadsOfShare)

@@ -1,101 +1,100 @@
-// The kernels of a rule: a warp for every block of 256 elements, a Lane for each of its threads.
+// The kernels of a rule: a warp for a few blocks of 256, a Lane for each of its threads.
 #pragma once
 #include "lane.cuh"
 #include "part.h"
 
 namespace bnb::cuda {
 
-constexpr int kThreads = kThreadsOfStep;
-constexpr int kWarps = kThreads / kWarp;
-
 // Thread blocks on a multiprocessor, which sets how many registers a thread gets: as many blocks as leave each kernel
 // the registers that it needs.
-template <class Rule>
-constexpr int kResident = 7 - static_cast<int>(Rule::kStates.size()) - (kLayerwise<Rule> ? 1 : 0);
+template <class Rule, class Form>
+constexpr int kResident = [] {
+  constexpr int states = static_cast<int>(Rule::kStates.size());
+  if (Form::kAligned) return states < 3 ? 7 : 6;
+  return 7 - states - (kLayerwise<Rule> ? 1 : 0);
+}();
 
-// Of the whole batch.
-__device__ inline std::int64_t my_block(const Part& part) {
-  return part.first_block + static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+// Blocks that a warp takes at most, one after the other. What it asks for once it then asks for less often, but the
+// memory answers best when warps that run together read what lies together: so several only where a kernel has more to
+// compute than to load, with few bytes for every number to decode.
+template <class Rule, class Form>
+constexpr int kMostRun = [] {
+  constexpr int codes = static_cast<int>(Rule::kStates.size()), bytes = 3 * size_of(Form::kDType) + 2 * codes;
+  return !Form::kAligned || (Form::kStates == Lying::kInCodes && bytes < 10 * codes) ? 4 : 1;
+}();
+
+// Calls f(slot, block of the slot, index of both in the part) for this warp's run of blocks.
+template <class Form, class F>
+__device__ void for_my_blocks(const Part& part, const F& f) {
+  const int run = part.run;
+  const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kWarpsOfStep + warp::index()) * run;
+  const std::int64_t end = first + run < part.blocks ? first + run : part.blocks;
+  if (first >= end) return;  // the same for all of a warp
+  int i = find_slot(part.slots, part.count, first);
+  BNB_ROLL
+  for (std::int64_t block = first; block < end; ++block) {
+    if (i + 1 < part.count && part.slots[i + 1].first_block == block) ++i;
+    f(Form::known(part.slots[i]), block - part.slots[i].first_block, i);
+  }
 }
-
-__device__ inline int slot_of(const Part& part, std::int64_t block) {
-  return static_cast<int>(find_slot(part.slots, part.count, block));
-}
-
-template <class Rule>
-__device__ Lane<Rule> my_lane(const Slot& slot, std::int64_t block) {
-  return Lane<Rule>(slot, block - slot.first_block, threadIdx.x % kWarp);
-}
-
-__device__ inline bool may_change(const Part& part) { return part.found_inf == nullptr || *part.found_inf == 0; }
 
 template <class Rule>
 __device__ Rule rule_of(const Part& part) {
-  return make_rule<Rule>(part.scalars_on_device == nullptr ? part.scalars.data() : part.scalars_on_device);
+  if (part.scalars_on_device != nullptr) return make_rule<Rule>(part.scalars_on_device);
+  return make_rule<Rule>(part.scalars.data());
 }
 
-// What is known of a slot's parameter, or null.
-__device__ inline const Norms* norms_for(const Part& part, int slot) {
-  if (part.slots[slot].norms != nullptr) return part.slots[slot].norms;
-  return part.layers == nullptr ? nullptr : &part.layers[slot].norms;
-}
+template <class Rule, class Form>
+__global__ void __launch_bounds__(kThreadsOfStep, kResident<Rule, Form>) step(const __grid_constant__ Part part) {
+  if (part.found_inf != nullptr && *part.found_inf != 0) return;
+  const Code code = warp::my_code();
+  const Rule given = rule_of<Rule>(part);
+  const Options options = Form::known(part.options);
+  for_my_blocks<Form>(part, [&](const Slot& slot, std::int64_t block, int i) {
+    Lane<Rule, Form> lane(slot, block, code);
+    if (options.skip_zeros && !has_whole_state(slot) && !warp::any(lane.has_gradient())) return;
 
-template <class Rule>
-__device__ void step_block(const Part& part) {
-  const std::int64_t block = my_block(part);
-  if (block >= part.end_block || !may_change(part)) return;  // the same for all of a warp
-  const int slot = slot_of(part, block);
-  auto lane = my_lane<Rule>(part.slots[slot], block);
-  if (part.options.skip_zeros && !has_whole_state(part.slots[slot]) && !warp::any(lane.has_gradient())) return;
+    const Rule rule = rule_for(given, slot.norms);
+    const float rate = slot.norms == nullptr ? rule.lr : rule.lr * slot.norms->shrink;
+    lane.advance(rule, options, rate, slot.param_dtype == DType::kFloat64);
+    lane.store_parameter(options);
 
-  const Norms* const norms = norms_for(part, slot);
-  const Rule rule = rule_for(rule_of<Rule>(part), norms);
-  const float rate = norms == nullptr ? rule.lr : rule.lr * norms->shrink;
-  lane.advance(rule, part.options, rate, part.slots[slot].param_dtype == DType::kFloat64);
-  lane.store_parameter(part.options);
-
-  constexpr int states = Lane<Rule>::kStates;
-  float absmax[states];
-  BNB_UNROLL
-  for (int k = 0; k < states; ++k) {
-    const State& state = part.slots[slot].states[k];
-    absmax[k] = 0;
-    if (state.whole)
-      absmax[k] = part.layers[slot].absmax[k];
-    else if (state.codes)
-      absmax[k] = float_of(warp::largest(lane.largest(k)));
-  }
-  lane.store_states(part.options, absmax);
-}
-
-template <class Rule>
-__global__ void __launch_bounds__(kThreads, kResident<Rule>) step(const __grid_constant__ Part part) {
-  step_block<Rule>(part);
+    constexpr int states = Lane<Rule, Form>::kStates;
+    float absmax[states];
+    BNB_UNROLL
+    for (int k = 0; k < states; ++k) {
+      absmax[k] = 0;
+      if (slot.states[k].whole)
+        absmax[k] = part.layers[i].absmax[k];
+      else if (lane.in_codes(k))
+        absmax[k] = warp::largest(lane.largest(k));
+    }
+    lane.store_states(options, absmax);
+  });
 }
 
 // What must be known of blocks beforehand; nothing is stored but `part.measures`. With the norms unknown, those for a
 // layer-wise rule; then, for max_unorm and states with one absmax for the whole tensor, the step as if the rate were 1.
-template <class Rule>
-__global__ void __launch_bounds__(kThreads, kResident<Rule>) measure(const __grid_constant__ Part part) {
-  const std::int64_t block = my_block(part);
-  if (block >= part.end_block) return;
-  const int slot = slot_of(part, block);
-  auto lane = my_lane<Rule>(part.slots[slot], block);
-
-  const Norms* const norms = norms_for(part, slot);
-  Rule rule = rule_of<Rule>(part);
-  rule.lr = 1;
-  rule = rule_for(rule, norms);
-  Measure found{};
-  found.sums.param = warp::sum(lane.squares_of_parameter());
-  if (kLayerwise<Rule>) found.sums.measured = warp::sum(lane.squares_of_measured(rule, part.options));
-  if (!kLayerwise<Rule> || norms != nullptr) {
-    lane.advance(rule, part.options, rule.lr, true);
-    found.sums.update = warp::sum(lane.squares_of_parameter());
-    BNB_UNROLL
-    for (int k = 0; k < Lane<Rule>::kStates; ++k) found.absmax[k] = float_of(warp::largest(lane.largest(k)));
-  }
-  if (threadIdx.x % kWarp == 0) part.measures[block - part.first_block] = found;
+template <class Rule, class Form>
+__global__ void __launch_bounds__(kThreadsOfStep, kResident<Rule, Form>) measure(const __grid_constant__ Part part) {
+  const Code code = warp::my_code();
+  Rule given = rule_of<Rule>(part);
+  given.lr = 1;
+  const Options options = Form::known(part.options);
+  for_my_blocks<Form>(part, [&](const Slot& slot, std::int64_t block, int) {
+    Lane<Rule, Form> lane(slot, block, code);
+    const Rule rule = rule_for(given, slot.norms);
+    Measure found{};
+    found.sums.param = warp::sum(lane.squares_of_parameter());
+    if (kLayerwise<Rule>) found.sums.measured = warp::sum(lane.squares_of_measured(rule, options));
+    if (!kLayerwise<Rule> || slot.norms != nullptr) {
+      lane.advance(rule, options, rule.lr, true);
+      found.sums.update = warp::sum(lane.squares_of_parameter());
+      BNB_UNROLL
+      for (int k = 0; k < Lane<Rule, Form>::kStates; ++k) found.absmax[k] = warp::largest(lane.largest(k));
+    }
+    if (threadIdx.x % kWarp == 0) part.measures[slot.first_block + block] = found;
+  });
 }
 
 }  // namespace bnb::cuda

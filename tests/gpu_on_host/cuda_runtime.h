@@ -64,11 +64,13 @@ T __shfl_xor_sync(unsigned mask, T mine, int distance) {
   return mine;
 }
 
-inline float __shfl_sync(unsigned mask, float mine, int lane) {
+template <class T>
+T __shfl_sync(unsigned mask, T mine, int lane) {
+  static_assert(sizeof(T) <= sizeof(std::uint64_t));
   std::uint64_t bits = 0;
-  std::memcpy(&bits, &mine, sizeof(float));
+  std::memcpy(&bits, &mine, sizeof(T));
   const std::uint64_t* const all = gpu_on_host::meet_warp("__shfl_sync", mask, bits);
-  std::memcpy(&mine, &all[static_cast<unsigned>(lane) % 32], sizeof(float));
+  std::memcpy(&mine, &all[static_cast<unsigned>(lane) % 32], sizeof(T));
   return mine;
 }
 
