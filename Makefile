@@ -17,7 +17,7 @@ test-all: .venv/ready             ## the slow ones too, and other examples of th
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(wildcard $(foreach s,h cpp cu cuh,csrc/*.$(s) csrc/*/*.$(s)) benchmarks/*.cpp benchmarks/*.cu tests/*.cpp tests/gpu_on_host/*)
+	$(BIN)/clang-format --dry-run -Werror $(wildcard $(foreach s,h cpp cu cuh,csrc/*.$(s) csrc/*/*.$(s)) benchmarks/*.cpp tests/*.cpp tests/gpu_on_host/*)
 
 readme: .venv/ready               ## the README's numbers, from benchmarks/results
 	$(BIN)/python benchmarks/readme.py

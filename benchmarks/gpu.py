@@ -141,6 +141,10 @@ def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     libraries = [TORCH_FUSED, BITSANDBYTES, BITSANDBYTES_PAGED, TORCHAO] if cuda else [TORCH_FUSED]
     peers, missing = find(libraries, [8, 32])
     peers.append(in_host_memory())
+    if unknown := set(args.peers or ()) - {peer.name for peer in peers}:
+        known = ", ".join(peer.name for peer in peers)
+        raise SystemExit(f"--peers {', '.join(sorted(unknown))}: expected some of {known}; left out: {missing}")
+    peers = [peer for peer in peers if not args.peers or peer.name in args.peers]
     copies = [copy_bandwidth(clock, device, (1 if args.quick else 2048) * MIB, repeats)]
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if cuda else "cpu, a dry run",
@@ -210,6 +214,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rules", nargs="+", default=["adamw", "lion", "sgd"])
     parser.add_argument("--shapes", nargs="+", metavar="NAME", help="some of them: 16M, '1000 small', 7B-shaped, ...")
+    parser.add_argument(
+        "--peers", nargs="+", metavar="NAME", help="some of them: 'torch_bnb 8-bit', 'torch fused', ..."
+    )
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()

@@ -1,10 +1,10 @@
 """The GPU's instructions for a block of 256 elements: ``python -m benchmarks.instructions [--out FILE.json]``.
 
-Compiles ``instructions.cu`` over the kernels' headers and reads what it became. Needs nvcc and cuobjdump, no GPU (``pip
-install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`` has the second). A warp runs each instruction once for its block,
-but for the rare paths, which are left out: the exact threshold where a code is in doubt (double precision, nowhere
-else), and the calls where a division or a root meets a subnormal or an infinity. Known to count too much: where the
-compiler keeps a second way to load a block beside the usual one (8-bit rules of several states, now), it counts both.
+Compiles the kernels for parameters as nearly all are (``PlainForm`` in ``csrc/cuda/form.h``) and reads what they
+became. Needs nvcc and cuobjdump, no GPU (``pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm`` has the second). A
+warp runs each instruction once for its first block, and fewer for further ones, but for the rare paths, which are left
+out: what follows a vote that nearly never passes (a code in doubt), and calls, where a division or a root meets a
+subnormal or an infinity.
 """
 
 import argparse
@@ -24,17 +24,22 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("80", "90", "100")
-KERNEL = re.compile(r"usual\w*?\d(?P<rule>[A-Z]\w+?)ELNS\w*?DTypeE(?P<dtype>\d)ELb(?P<coded>[01])")
+KERNEL = re.compile(
+    r"4stepINS_\w+?\d(?P<rule>[A-Z]\w+?)ENS0_\d+PlainFormILNS_5DTypeE(?P<dtype>\d)ELNS0_5LyingE(?P<lying>\d)"
+)
 DTYPES = {"0": "fp32", "1": "bf16"}
+BITS = {"1": 8, "2": 32}
 LINE = re.compile(r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@!?\w+ +)?(?P<text>[^;]+?)\s*;", re.MULTILINE)
 KINDS = {
     "float": ("FADD", "FMUL", "FFMA", "IMAD", "HFMA2"),
     "special": ("MUFU", "F2F", "I2F", "F2I"),
     "exchange": ("SHFL", "REDUX", "CREDUX", "VOTE"),
     "memory": ("LDG", "STG"),
-    "other": ("BRA", "EXIT", "BSSY", "BSYNC", "NOP", "BREAK", "WARPSYNC", "LDC", "LDCU", "ULDC", "S2R", "S2UR"),
+    "other": ("BRA", "EXIT", "BSSY", "BSYNC", "NOP", "BREAK", "WARPSYNC", "LDC", "S2R", "R2UR"),
+    "uniform": ("LDCU", "S2UR", "VOTEU"),
 }
-"""What is in none of them is "integer": logic, comparisons, selections, shifts. Those run at half the rate of float."""
+"""What begins with U is "uniform", once for the warp. What is in none of them is "integer": logic, comparisons,
+selections, shifts. Those run at half the rate of float."""
 
 
 def cuobjdump() -> str:
@@ -47,14 +52,13 @@ def cuobjdump() -> str:
 
 
 def disassemble(architecture: str) -> str:
-    """The kernels of instructions.cu in the language of an architecture."""
+    """The kernels in the language of an architecture."""
     tool = cuobjdump()
     flags = re.search(r"NVCC_FLAGS = \[(.*?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)[1]
     kept = [flag for flag in re.findall(r'"(.*?)"', flags) if not flag.startswith("-X")]
     with tempfile.TemporaryDirectory() as folder:
-        binary = f"{folder}/usual.cubin"
-        command = ["nvcc", *kept, f"-arch=sm_{architecture}", "-cubin", "-DBNB_LAUNCH_BYTES=512"]
-        command += [f"-I{ROOT / 'csrc'}", str(ROOT / "benchmarks/instructions.cu"), "-o", binary]
+        binary = f"{folder}/rules.cubin"
+        command = ["nvcc", *kept, f"-arch=sm_{architecture}", "-cubin", str(ROOT / "csrc/cuda/rules.cu"), "-o", binary]
         subprocess.run(command, check=True)
         path = f"{Path(tool).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
@@ -64,26 +68,34 @@ def disassemble(architecture: str) -> str:
 
 
 def usual_path(code: str) -> list[str]:
-    """The instructions of a kernel without those of rare paths, by basic blocks."""
+    """The instructions of a kernel without those of rare paths."""
     lines = {int(match["address"], 16): match["text"] for match in LINE.finditer(code)}
     end = min((int(target, 16) for target in re.findall(r"CALL\.\S+ .*?(0x[0-9a-f]+)", code)), default=max(lines) + 1)
-    starts = {int(target, 16) for target in re.findall(r"BRA\S* .*?(0x[0-9a-f]+)", code)}
+    targets = {int(target, 16) for target in re.findall(r"BRA\S* .*?(0x[0-9a-f]+)", code)}
     blocks: list[list[str]] = [[]]
-    for address, text in lines.items():
+    resume, voted = 0, False
+    for address, text in sorted(lines.items()):
         if address >= end:
             break
-        if address in starts:
+        if address < resume:
+            continue
+        if address in targets:
             blocks.append([])
         blocks[-1].append(text)
+        voted |= text.startswith("VOTE")
         if text.startswith(("BRA", "EXIT", "CALL")):
             blocks.append([])
-    rare = re.compile(r"D(ADD|SETP|MUL|FMA)|CALL|NOP")
+            if voted and text.startswith("BRA"):
+                resume, voted = int(text.split()[-1], 16), False
+    rare = re.compile(r"CALL|NOP")
     return [text for block in blocks if not any(map(rare.match, block)) for text in block]
 
 
 def kind_of(text: str) -> str:
     """Which units run an instruction."""
     name = text.split()[0].split(".")[0]
+    if name.startswith("U"):
+        return "uniform"
     return next((kind for kind, names in KINDS.items() if name in names), "integer")
 
 
@@ -92,9 +104,11 @@ def measure(architecture: str) -> list[dict[str, Any]]:
     rows = []
     for code in disassemble(architecture).split("Function : ")[1:]:
         kernel = KERNEL.search(code.split()[0])
+        if kernel is None:
+            continue
         path = usual_path(code)
         row = {"architecture": f"sm_{architecture}", "rule": kernel["rule"], "dtype": DTYPES[kernel["dtype"]]}
-        rows.append({**row, "bits": 8 if kernel["coded"] == "1" else 32, "instructions": len(path)})
+        rows.append({**row, "bits": BITS[kernel["lying"]], "instructions": len(path)})
         rows[-1]["kinds"] = dict(Counter(map(kind_of, path)))
     return sorted(rows, key=lambda row: (row["rule"], row["bits"], row["dtype"]))
 
@@ -105,7 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the result there")
     args = parser.parse_args()
     rows = [row for architecture in ARCHITECTURES for row in measure(architecture)]
-    kinds = ["float", "integer", "special", "exchange", "memory", "other"]
+    kinds = ["float", "integer", "special", "exchange", "memory", "uniform", "other"]
     table = Table("rule", "bits", "dtype", "", "instructions", *kinds)
     for row in rows:
         cells = [row["rule"], str(row["bits"]), row["dtype"], row["architecture"], str(row["instructions"])]

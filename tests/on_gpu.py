@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 
@@ -24,6 +25,7 @@ ON_DEVICE = ("rules", "step", "options", "oracles", "checkpoint", "capturable", 
 def stages(out: Path) -> dict[str, list[str]]:
     """What is run, in order; every path absolute."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--skip-missing"]
+    at_once = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     on_device = [str(path) for name in ON_DEVICE if (path := ROOT / f"tests/test_{name}.py").exists()]
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     short = ["tests/test_gpu.py", "-k", "every_rule_in_every_dtype or every_option or graph or codec"]
@@ -32,8 +34,8 @@ def stages(out: Path) -> dict[str, list[str]]:
         "build": [sys.executable, "setup.py", "build_ext", "--inplace"],
         "doctor": [sys.executable, "-m", "torch_bnb", "doctor"],
         "gpu tests": [*pytest, "-m", "gpu", f"--junitxml={out / 'gpu-tests.xml'}", "tests"],
-        "suite on the CPU": [*pytest, "tests"],
-        "suite on the GPU": [*pytest, "--device", "cuda", f"--junitxml={out / 'suite-cuda.xml'}", *on_device],
+        "suite on the CPU": [*pytest, *at_once, "tests"],
+        "suite on the GPU": [*pytest, *at_once, "--device", "cuda", f"--junitxml={out / 'suite-cuda.xml'}", *on_device],
         "memcheck": [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *pytest, *short],
         "racecheck": [sanitizer, "--tool", "racecheck", "--error-exitcode", "9", *pytest, *short[:2], "codec or unorm"],
         "Lightning example": example,
@@ -47,6 +49,16 @@ def why_not(stage: str, command: list[str]) -> str | None:
     needs = {"Lightning example": ("lightning", "rich"), "gpu tests": ("pytest", "hypothesis")}
     missing = [name for name in needs.get(stage, ()) if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(missing)}" if missing else None
+
+
+def counts_in(command: list[str]) -> dict[str, int]:
+    """Tests by outcome, and what they counted themselves, of a stage's report, if it writes one."""
+    path = next((Path(part.split("=", 1)[1]) for part in command if part.startswith("--junitxml=")), None)
+    if path is None or not path.exists():
+        return {}
+    suite = ElementTree.parse(path).getroot().find("testsuite")
+    counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
+    return counts | {found.get("name"): int(found.get("value")) for found in suite.iter("property")}
 
 
 def main() -> int:
@@ -82,6 +94,7 @@ def main() -> int:
             outcome = {"exit": code, "seconds": round(time.perf_counter() - start, 1)}
         else:
             outcome = {"left out": reason}
+        outcome |= counts_in(command)
         result["stages"][stage] = outcome
         print(f"{stage}: {outcome}", flush=True)
         (out / "gpu.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """The CUDA kernels on a CUDA device, beside the CPU's. `make gpu` runs them; without a device they are skipped."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -25,6 +26,17 @@ def to(device, tensors):
     return [[t.to(device) if t.numel() else t for t in part] for part in tensors]
 
 
+COUNTED = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted(record_testsuite_property):
+    """The report says how many elements were compared and how many differed."""
+    yield
+    for what, count in COUNTED.items():
+        record_testsuite_property(what, count)
+
+
 def assert_agree(ours, theirs):
     """(params, states, absmax) of both. How many elements differ is bounded, and by how much."""
     different = elements = 0
@@ -38,6 +50,7 @@ def assert_agree(ours, theirs):
         elif not same_bits(a, b):
             different += int((a != b).sum())
             torch.testing.assert_close(a, b, rtol=1e-2 if a.element_size() == 2 else 1e-6, atol=1e-30)
+    COUNTED.update({"elements compared with the CPU's": elements, "elements that differ": different})
     assert different <= MOST_DIFFERENT * elements, f"{different} of {elements}"
 
 
@@ -57,6 +70,24 @@ def both(name, tensors, scalars, **options):
 def test_every_rule_in_every_dtype(name, config, bits):
     tensors, scalars = a_call(name, config, SIZES, [DTYPES[i % 4] for i in range(len(SIZES))], bits)
     assert_agree(*both(name, tensors, scalars))
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_every_rule_in_one_dtype(name, config, dtype, bits):
+    """As nearly all parameters are, for which there are kernels that take more for granted."""
+    sizes = (*SIZES, 25_600, 256, 1024)
+    tensors, scalars = a_call(name, config, sizes, [dtype] * len(sizes), bits)
+    for option in ({}, {"grad_scales": torch.linspace(0.1, 2, len(sizes))}):
+        assert_agree(*both(name, tensors, scalars, **option))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_so_many_blocks_that_a_warp_takes_several(dtype):
+    sizes = (40_000_000, 256, 30_000_128)
+    tensors, scalars = a_call("adamw", {}, sizes, [dtype] * 3)
+    assert_agree(*both("adamw", tensors, scalars))
 
 
 OPTIONS = {
