@@ -12,7 +12,14 @@ namespace bnb {
 enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
 // Bytes of an element.
-constexpr int size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+constexpr std::int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
+inline void* at(DType dtype, void* data, std::int64_t index) {
+  return static_cast<char*>(data) + size_of(dtype) * index;
+}
+inline const void* at(DType dtype, const void* data, std::int64_t index) {
+  return static_cast<const char*>(data) + size_of(dtype) * index;
+}
 
 // How a tensor is cut into blocks: row by row, a block never crosses one. The usual tensor is a single row. What lies
 // here may be a part of the tensor (a shard, whose rows are parts of its rows).

@@ -56,15 +56,6 @@ void read_as(const void* source, int n, float* x) {
   }
 }
 
-constexpr std::int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
-inline void* at(DType dtype, void* data, std::int64_t index) {
-  return static_cast<char*>(data) + size_of(dtype) * index;
-}
-inline const void* at(DType dtype, const void* data, std::int64_t index) {
-  return static_cast<const char*>(data) + size_of(dtype) * index;
-}
-
 [[gnu::noinline]] inline void read(DType dtype, const void* source, int n, float* x) {
   switch (dtype) {
     case DType::kFloat32:

@@ -56,7 +56,7 @@ struct PlainForm {
   }
 
  private:
-  static constexpr int kBytes = size_of(dtype);
+  static constexpr std::uintptr_t kBytes = size_of(dtype);
 
   static bool fits_state(const State& state) {
     const void* const others = states == Lying::kInCodes ? static_cast<void*>(state.values) : state.codes;

@@ -59,8 +59,8 @@ inline void add(Part& part, const Slot& slot) {
 
 // Elements [begin, begin + numel) of a slot of a single row; `begin` is a multiple of kBlock.
 inline Slot piece_of(Slot slot, std::int64_t begin, std::int64_t numel) {
-  slot.param = static_cast<char*>(slot.param) + begin * size_of(slot.param_dtype);
-  slot.grad = static_cast<const char*>(slot.grad) + begin * size_of(slot.grad_dtype);
+  slot.param = at(slot.param_dtype, slot.param, begin);
+  slot.grad = at(slot.grad_dtype, slot.grad, begin);
   slot.numel = numel;
   slot.grid = {numel, numel, slot.grid.origin + begin};
   for (State& state : slot.states) {

@@ -19,7 +19,7 @@ constexpr int kResident = [] {
 // compute than to load, with few bytes for every number to decode.
 template <class Rule, class Form>
 constexpr int kMostRun = [] {
-  constexpr int codes = static_cast<int>(Rule::kStates.size()), bytes = 3 * size_of(Form::kDType) + 2 * codes;
+  constexpr std::int64_t codes = Rule::kStates.size(), bytes = 3 * size_of(Form::kDType) + 2 * codes;
   return !Form::kAligned || (Form::kStates == Lying::kInCodes && bytes < 10 * codes) ? 4 : 1;
 }();
 
