@@ -100,7 +100,8 @@ INCLUDES = {
     "cpu/driver.h": {"coded.h", "kernels.h"},
     "cuda/code.cuh": {"../floats.h", "../storage.h"},
     "cuda/quad.cuh": {"../batch.h", "../random.h", "code.cuh"},
-    "cuda/part.h": {"../layer.h"},
+    "cuda/form.h": {"../layer.h"},
+    "cuda/part.h": {"form.h"},
     "cuda/warp.cuh": {"code.cuh"},
     "cuda/lane.cuh": {"../layer.h", "quad.cuh", "warp.cuh"},
     "cuda/step.cuh": {"lane.cuh", "part.h"},
@@ -108,6 +109,11 @@ INCLUDES = {
     "cuda/kernels.h": {"part.h"},
     "cuda/stream.h": set(),
 }
+
+
+def test_every_header_has_its_place():
+    headers = (path for suffix in ("h", "cuh") for path in (ROOT / "csrc").rglob(f"*.{suffix}"))
+    assert {str(path.relative_to(ROOT / "csrc")) for path in headers} == set(INCLUDES)
 
 
 @pytest.mark.parametrize("header", INCLUDES)

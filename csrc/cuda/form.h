@@ -22,8 +22,8 @@ struct AnyForm {
   static constexpr DType kDType = DType::kFloat64;
   static constexpr Lying kStates = Lying::kAnyhow;
   static bool fits(const Slot&, const Options&) { return true; }
-  static __device__ const Slot& known(const Slot& slot) { return slot; }
-  static __device__ const Options& known(const Options& options) { return options; }
+  static BNB_HD const Slot& known(const Slot& slot) { return slot; }
+  static BNB_HD const Options& known(const Options& options) { return options; }
 };
 
 // One dtype, aligned, of whole blocks, of a single row; all the states that there are lie alike; none of the options
@@ -42,14 +42,14 @@ struct PlainForm {
            (states != Lying::kInCodes || options.stochastic_states == decltype(options.stochastic_states){});
   }
 
-  static __device__ Slot known(Slot slot) {
+  static BNB_HD Slot known(Slot slot) {
     slot.param_dtype = slot.grad_dtype = dtype;
     slot.grid.row = slot.numel;
     for (State& state : slot.states) state.whole = false;
     return slot;
   }
 
-  static __device__ Options known(Options options) {
+  static BNB_HD Options known(Options options) {
     options.skip_zeros = options.stochastic_weights = false;
     options.stochastic_states = {};
     return options;
