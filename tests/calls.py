@@ -1,5 +1,6 @@
 """Calls of the rules' operators amid a training, for tests that compare what computes them."""
 
+import seeded
 import torch
 from cases import CASES
 
@@ -26,7 +27,7 @@ def same_bits(a, b):
 
 def a_call(name, config, sizes, dtypes, bits=8, block_wise=True, seed=0, offset=0):
     """Tensors of a call amid a training: states are neither zero nor of one size."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded.generator(seed)
 
     def random(n, scale=1.0):
         spread = torch.rand(n + offset, generator=generator) * -6

@@ -6,6 +6,7 @@ import pickle
 
 import numpy
 import pytest
+import seeded
 import torch
 from cases import CASES
 
@@ -23,7 +24,7 @@ def through_a_file(state_dict):
 
 
 def start(name, dtype=torch.float32, bits=8, seed=3, **options):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded.generator(seed)
     shapes = [(70, 90), (300,), (0, 4), (9000,)]
     params = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
     case = CASES[name]
@@ -32,7 +33,7 @@ def start(name, dtype=torch.float32, bits=8, seed=3, **options):
 
 def run(params, optimizer, steps):
     for step in steps:
-        generator = torch.Generator().manual_seed(step)
+        generator = seeded.generator(step)
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
         optimizer.step()

@@ -1,6 +1,7 @@
 """What a step does with numbers that go wrong and sizes that do not fit: as the oracle in 32 bits, by blocks in 8."""
 
 import pytest
+import seeded
 import torch
 from cases import CASES, CONFIGS
 from hypothesis import given, settings
@@ -44,7 +45,7 @@ def values(optimizer, p):
 
 
 def gradients(steps, size, seed=1):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded.generator(seed)
     return [torch.randn(size, generator=generator) * 0.1 * (1 + i % 3) for i in range(steps)]
 
 
@@ -144,7 +145,7 @@ def test_states_of_every_size_are_kept_as_well_in_8_bits(name, scale):
     for bits in (8, 32):
         q = p.detach().clone().requires_grad_()
         optimizer = make(name, q, bits, **options)
-        q.grad = torch.randn(600, generator=torch.Generator().manual_seed(0)) * scale
+        q.grad = torch.randn(600, generator=seeded.generator(0)) * scale
         optimizer.step()
         kept[bits] = values(optimizer, q), q.detach()
     for key, exact in kept[32][0].items():
@@ -196,7 +197,7 @@ def test_gradients_whose_squares_overflow_stop_elements_and_make_no_nan_from_the
 @given(exponent=st.integers(-40, 40), seed=st.integers(0, 1000))
 def test_the_codes_do_not_depend_on_the_gradients_scale(name, exponent, seed):
     """Without eps and decay, doubling every gradient doubles or quadruples the states, to the last bit."""
-    start = torch.randn(600, generator=torch.Generator().manual_seed(seed))
+    start = torch.randn(600, generator=seeded.generator(seed))
     options, ends = without(name, "eps", "weight_decay"), []
     for scale in (1.0, 2.0**exponent):
         p = start.clone().requires_grad_()

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import seeded
 import torch
 from cases import CASES
 from reference import nearest_distance
@@ -126,7 +127,7 @@ EVERY_STEP = pytest.mark.parametrize("name", STEPS)
 
 def end(optimizer, seed=0, size=8192, scale=0.1, **options):
     """Where 20 steps lead: gradients of many magnitudes, and a pull towards 0 that couples the steps."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded.generator(seed)
     p = torch.randn(size, generator=generator).requires_grad_()
     made = optimizer([p], **options)
     scales = scale * 10.0 ** torch.linspace(-2, 0, size)

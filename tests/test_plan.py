@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import pytest
+import seeded
 import torch
 from cases import CASES
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ SHAPES = [(70, 70), (5000,), (33,), (2, 3000)]
 
 
 def start(name="adamw", **options):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded.generator(0)
     params = [torch.randn(shape, generator=generator).requires_grad_() for shape in SHAPES]
     case = CASES[name]
     groups = [{"params": params[:2]}, {"params": params[2:]}]
@@ -26,7 +27,7 @@ def start(name="adamw", **options):
 
 
 def give_gradients(params, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded.generator(seed)
     for parameter in params:
         parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
 
