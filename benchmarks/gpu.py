@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu --out results/gpu
 
-Times are of device events around a step; before each, a buffer larger than the cache is written. Writes gpu.json, and
-gpu.png where matplotlib is installed. ``--device cpu --quick`` only shows that the program runs.
+Times are of device events around a step, with cold caches and the launches waiting; what the host takes to launch a
+step is timed apart. Writes gpu-bench.json after every cell, and gpu-bench.png where matplotlib is installed.
+``--device cpu --quick`` only shows that the program runs.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +50,30 @@ def shapes_of(quick: bool, memory: int) -> dict[str, list[tuple[int, ...]]]:
 
 
 class Clock:
-    """Seconds of steps: by device events on a GPU, where nothing else would be seen, else by the host's clock."""
+    """Seconds of steps: of the device by its events, of the host by its clock. Without a GPU they are the same."""
+
+    MOST_FILLS = 400
+    """The device takes about a thousand launches ahead; more would make the host wait."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.cold = torch.empty(256 * MIB if self.cuda else MIB, dtype=torch.uint8, device=device)
+        self.fill = min(self.of_device(lambda: self.cold.fill_(1), 1) for _ in range(3))
 
-    def once(self, step: Callable[[], Any]) -> float:
-        """Of one step on cold caches."""
-        self.cold.fill_(1)
+    def of_host(self, step: Callable[[], Any]) -> float:
+        """What one step takes until it returns, the device idle before it."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+
+    def of_device(self, step: Callable[[], Any], fills: int) -> float:
+        """Of one step on cold caches: before it a buffer larger than those is written, `fills` times."""
+        for _ in range(fills):
+            self.cold.fill_(1)
         if not self.cuda:
-            start = time.perf_counter()
-            step()
-            return time.perf_counter() - start
+            return self.of_host(step)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         step()
@@ -68,24 +81,32 @@ class Clock:
         end.synchronize()
         return begin.elapsed_time(end) / 1000
 
-    def measure(self, step: Callable[[], Any], repeats: int) -> dict[str, float]:
-        """Median and quartiles, after three steps that do not count."""
-        for _ in range(3):
-            step()
-        return summary(self.once(step) for _ in range(repeats))
+    def measure(self, step: Callable[[], Any], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Median and quartiles of the device and of the host, after three steps that do not count.
+
+        The device is kept at filling the buffer until the host has launched the step, so that its time has no gaps in
+        which it waits for launches.
+        """
+        warm = [self.of_host(step) for _ in range(3)][-1]
+        fills = min(self.MOST_FILLS, 1 + int(1.5 * warm / self.fill)) if self.cuda else 1
+        times = [(self.of_device(step, fills), self.of_host(step)) for _ in range(repeats)]
+        device, host = (summary(column) for column in zip(*times, strict=True))
+        return device, host
 
 
 def copy_bandwidth(clock: Clock, device: torch.device, size: int, repeats: int) -> float:
     """Bytes a second, read and written, of a copy of `size` bytes on the device; the median."""
     source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
-    return 2 * size / clock.measure(partial(target.copy_, source), repeats)["median"]
+    found, _ = clock.measure(partial(target.copy_, source), repeats)
+    return 2 * size / found["median"]
 
 
 def bus_bandwidth(clock: Clock, device: torch.device, size: int, repeats: int) -> float:
     """Bytes a second of a copy of `size` bytes from page-locked host memory to the device; the median."""
     source = torch.empty(size, dtype=torch.uint8, pin_memory=clock.cuda)
     target = torch.empty(size, dtype=torch.uint8, device=device)
-    return size / clock.measure(partial(target.copy_, source, non_blocking=True), repeats)["median"]
+    found, _ = clock.measure(partial(target.copy_, source, non_blocking=True), repeats)
+    return size / found["median"]
 
 
 def bytes_on_the_bus(optimizer: torch.optim.Optimizer) -> int:
@@ -124,10 +145,10 @@ def cell(peer: Peer, rule: str, shapes: list, dtype: torch.dtype, clock: Clock, 
     for p in params:
         p.grad = torch.randn_like(p) * 1e-2
     optimizer = peer.build(rule, params)
-    found = clock.measure(optimizer.step, repeats)
+    found, host = clock.measure(optimizer.step, repeats)
     moved = floor_in_bytes(optimizer, params)
     calls = calls_of_a_step(optimizer.step) if clock.cuda else {}
-    row = {"seconds": found, "floor_bytes": moved, "bytes_per_second": moved / found["median"], **calls}
+    row = {"seconds": found, "host_seconds": host, "floor_bytes": moved, **calls}
     return {**row, "bus_bytes": bytes_on_the_bus(optimizer)} if clock.cuda else row
 
 
@@ -145,64 +166,69 @@ def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         known = ", ".join(peer.name for peer in peers)
         raise SystemExit(f"--peers {', '.join(sorted(unknown))}: expected some of {known}; left out: {missing}")
     peers = [peer for peer in peers if not args.peers or peer.name in args.peers]
-    copies = [copy_bandwidth(clock, device, (1 if args.quick else 2048) * MIB, repeats)]
+    largest = (1 if args.quick else 2048) * MIB
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if cuda else "cpu, a dry run",
         "torch": torch.__version__,
         "left_out": missing,
-        "bus_bytes_per_second": bus_bandwidth(clock, device, (1 if args.quick else 512) * MIB, repeats),
+        "copies": [copy_bandwidth(clock, device, largest, repeats)],
+        "bus_bytes_per_second": bus_bandwidth(clock, device, largest // 4, repeats),
         "cells": [],
     }
     every = shapes_of(args.quick, memory)
     if unknown := set(args.shapes or ()) - set(every):
         raise SystemExit(f"--shapes {', '.join(sorted(unknown))}: expected some of {', '.join(every)}")
-    for name, shapes in every.items():
-        if args.shapes and name not in args.shapes:
-            continue
-        for dtype_name, dtype in DTYPES.items():
-            for rule in args.rules:
-                for peer in (peer for peer in peers if rule in peer.rules):
-                    row = {"shapes": name, "dtype": dtype_name, "rule": rule, "optimizer": peer.name}
-                    try:
-                        row |= cell(peer, rule, shapes, dtype, clock, repeats, device)
-                        print(
-                            f"{name} {dtype_name} {rule} {peer.name}: {row['seconds']['median'] * 1000:.3f} ms",
-                            flush=True,
-                        )
-                    except (RuntimeError, NotImplementedError, ValueError) as error:  # a peer that cannot, or no memory
-                        row["error"] = f"{type(error).__name__}: {error}"[:300]
-                        print(f"{name} {dtype_name} {rule} {peer.name}: {row['error']}", flush=True)
-                    if cuda:
-                        torch.cuda.empty_cache()
-                    result["cells"].append(row)
-                    (out / "gpu-bench.json").write_text(json.dumps(result, indent=2) + "\n")
-    copies.append(copy_bandwidth(clock, device, (1 if args.quick else 2048) * MIB, repeats))
-    result["copy_bytes_per_second"] = statistics.mean(copies)
-    for row in result["cells"]:
-        if row.get("bus_bytes"):  # in each direction; the copy that it is compared with is of one
-            row["share_of_bus"] = row["bus_bytes"] / row["seconds"]["median"] / result["bus_bytes_per_second"]
-        elif "bytes_per_second" in row:
-            row["share_of_copy"] = row["bytes_per_second"] / result["copy_bytes_per_second"]
-    (out / "gpu-bench.json").write_text(json.dumps(result, indent=2) + "\n")
+    names = [name for name in every if not args.shapes or name in args.shapes]
+    for rule, name, dtype in product(args.rules, names, DTYPES):
+        for peer in (peer for peer in peers if rule in peer.rules):
+            row = {"shapes": name, "dtype": dtype, "rule": rule, "optimizer": peer.name}
+            try:
+                row |= cell(peer, rule, every[name], DTYPES[dtype], clock, repeats, device)
+                said = f"{row['seconds']['median'] * 1000:.3f} ms, host {row['host_seconds']['median'] * 1000:.3f} ms"
+            except (RuntimeError, NotImplementedError, ValueError) as error:  # a peer that cannot, or no memory
+                said = row["error"] = f"{type(error).__name__}: {error}"[:300]
+            print(f"{name} {dtype} {rule} {peer.name}: {said}", flush=True)
+            if cuda:
+                torch.cuda.empty_cache()
+            result["cells"].append(row)
+            save(result, out)
+    result["copies"].append(copy_bandwidth(clock, device, largest, repeats))
+    save(result, out)
     return result
 
 
+def save(result: dict[str, Any], out: Path) -> None:
+    """Writes what there is, with shares of the copy's bandwidth, or of the bus's (one direction) where state crosses it."""
+    result["copy_bytes_per_second"] = statistics.mean(result["copies"])
+    for row in (row for row in result["cells"] if "error" not in row):
+        if row.get("bus_bytes"):
+            row["share_of_bus"] = row["bus_bytes"] / row["seconds"]["median"] / result["bus_bytes_per_second"]
+        else:
+            row["share_of_copy"] = row["floor_bytes"] / row["seconds"]["median"] / result["copy_bytes_per_second"]
+    (out / "gpu-bench.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Share of the copy's bandwidth by shapes, for AdamW."""
+    """For AdamW, by shapes: the share of the copy's bandwidth, and what a step takes the host."""
     from matplotlib import pyplot
 
-    names = list(dict.fromkeys(row["shapes"] for row in result["cells"]))
-    figure, axes = pyplot.subplots(1, len(DTYPES), figsize=(12, 4), sharey=True)
-    for axis, dtype in zip(axes, DTYPES, strict=True):
-        rows = [r for r in result["cells"] if r["dtype"] == dtype and r["rule"] == "adamw" and "share_of_copy" in r]
-        for optimizer in dict.fromkeys(row["optimizer"] for row in rows):
-            own = {row["shapes"]: 100 * row["share_of_copy"] for row in rows if row["optimizer"] == optimizer}
-            axis.plot([n for n in names if n in own], [own[n] for n in names if n in own], "o-", label=optimizer)
-        axis.set_title(f"AdamW, {dtype}: {result['device']}")
-        axis.tick_params(axis="x", rotation=30)
-        axis.set_ylim(bottom=0)
-    axes[0].set_ylabel("bytes a step must move,\n% of the copy's bandwidth")
-    axes[0].legend()
+    rows = [row for row in result["cells"] if row["rule"] == "adamw" and "share_of_copy" in row]
+    names = list(dict.fromkeys(row["shapes"] for row in rows))
+    figure, axes = pyplot.subplots(2, len(DTYPES), figsize=(12, 7), sharex=True, sharey="row")
+    optimizers = list(dict.fromkeys(row["optimizer"] for row in rows))
+    width = 0.8 / len(optimizers)
+    for column, dtype in enumerate(DTYPES):
+        for index, optimizer in enumerate(optimizers):
+            own = [row for row in rows if row["optimizer"] == optimizer and row["dtype"] == dtype]
+            places = [names.index(row["shapes"]) + (index - len(optimizers) / 2 + 0.5) * width for row in own]
+            axes[0, column].bar(places, [100 * row["share_of_copy"] for row in own], width, label=optimizer)
+            axes[1, column].bar(places, [1000 * row["host_seconds"]["median"] for row in own], width)
+        axes[0, column].set_title(f"AdamW, {dtype}: {result['device']}")
+        axes[1, column].set_yscale("log")
+        axes[1, column].set_xticks(range(len(names)), names, rotation=30)
+    axes[0, 0].set_ylabel("bytes a step must move,\n% of the copy's bandwidth")
+    axes[1, 0].set_ylabel("ms of the host, to launch a step")
+    axes[0, 0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

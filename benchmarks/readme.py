@@ -142,21 +142,31 @@ def instructions_table(result: dict[str, Any], _: str) -> str:
 
 
 def gpu_table(result: dict[str, Any], _: str) -> str:
-    """Milliseconds of a step on a GPU, and the share of the copy's bandwidth (of the bus's, where state crosses it)."""
+    """Milliseconds of the device for a step, and the share of the copy's bandwidth (the bus's, where state crosses it).
+
+    Where the host takes longer to launch the step than the device to do it, its time.
+    """
     found: dict[tuple, dict[str, dict[str, Any]]] = {}
     for row in result["cells"]:
         found.setdefault((row["shapes"], row["rule"], row["dtype"]), {})[row["optimizer"]] = row
     names = list(dict.fromkeys(row["optimizer"] for row in result["cells"]))
     lines = [f"| ms per step (share of bandwidth) | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for what, rows in found.items():
-        texts = []
-        for name in names:
-            row = rows.get(name)
-            share = row and row.get("share_of_copy", row.get("share_of_bus"))
-            texts.append(f"{short(1e3 * row['seconds']['median'])} ({100 * share:.0f} %)" if row else "-")
-        lines.append(f"| {', '.join(what)} | {' | '.join(texts)} |")
+        lines.append(f"| {', '.join(what)} | {' | '.join(gpu_time(rows.get(name)) for name in names)} |")
     copy = result["copy_bytes_per_second"] / 1e12
     return "\n".join([*lines, "", f"{result['device']}, torch {result['torch']}; a copy moves {copy:.2f} TB/s."])
+
+
+def gpu_time(row: dict[str, Any] | None) -> str:
+    """One cell of it."""
+    if row is None:
+        return "-"
+    if "error" in row:
+        return "fails"
+    device, host = (1e3 * row[key]["median"] for key in ("seconds", "host_seconds"))
+    if host > device:
+        return f"{short(device)}, host {short(host)}"
+    return f"{short(device)} ({100 * row.get('share_of_copy', row.get('share_of_bus')):.0f} %)"
 
 
 TABLES = {

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import torch
 
 ROOT = Path(__file__).parents[1]
-ON_DEVICE = ("rules", "step", "options", "oracles", "checkpoint", "capturable", "plan", "faults", "variants")
+ON_DEVICE = ("rules", "step", "options", "checkpoint", "capturable", "plan", "faults", "variants")
 """Files of the suite that are run once more with tensors on the GPU."""
 
 
@@ -29,7 +29,7 @@ def stages(out: Path) -> dict[str, list[str]]:
     on_device = [str(path) for name in ON_DEVICE if (path := ROOT / f"tests/test_{name}.py").exists()]
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     short = ["tests/test_gpu.py", "-k", "every_rule_in_every_dtype or every_option or graph or codec"]
-    example = [sys.executable, "examples/lightning_gpt.py", "--out", str(out / "demo"), "--seeds", "1"]
+    example = [sys.executable, "examples/lightning_gpt.py", "--accelerator", "gpu", "--out", str(out / "demo")]
     return {
         "build": [sys.executable, "setup.py", "build_ext", "--inplace"],
         "doctor": [sys.executable, "-m", "torch_bnb", "doctor"],
