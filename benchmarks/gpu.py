@@ -198,7 +198,7 @@ def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def save(result: dict[str, Any], out: Path) -> None:
-    """Writes what there is, with shares of the copy's bandwidth, or of the bus's (one direction) where state crosses it."""
+    """Writes what there is, with shares of the bandwidth: the copy's, or the bus's (one direction) where it is used."""
     result["copy_bytes_per_second"] = statistics.mean(result["copies"])
     for row in (row for row in result["cells"] if "error" not in row):
         if row.get("bus_bytes"):

@@ -35,7 +35,7 @@ class OnDevice {
 
 template <class Argument>
 void run(void (*kernel)(Argument), std::int64_t blocks, int threads, Argument argument, cudaStream_t stream) {
-  constexpr std::int64_t most = 0x7fffffff;  // CUDA's; a step's thread blocks have 1024 elements and never come near
+  constexpr std::int64_t most = 0x7fffffff;  // CUDA's
   STD_TORCH_CHECK(blocks <= most, "torch_bnb: CUDA launches at most ", most, " thread blocks, got ", blocks);
   void* arguments[] = {&argument};
   check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, 0, stream));
