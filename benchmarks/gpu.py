@@ -149,7 +149,8 @@ def cell(peer: Peer, rule: str, shapes: list, dtype: torch.dtype, clock: Clock, 
     moved = floor_in_bytes(optimizer, params)
     calls = calls_of_a_step(optimizer.step) if clock.cuda else {}
     row = {"seconds": found, "host_seconds": host, "floor_bytes": moved, **calls}
-    return {**row, "bus_bytes": bytes_on_the_bus(optimizer)} if clock.cuda else row
+    crossing = bytes_on_the_bus(optimizer) if clock.cuda else 0
+    return {**row, "bus_bytes": crossing} if crossing else row
 
 
 def run(args: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def save(result: dict[str, Any], out: Path) -> None:
     """Writes what there is, with shares of the bandwidth: the copy's, or the bus's (one direction) where it is used."""
     result["copy_bytes_per_second"] = statistics.mean(result["copies"])
     for row in (row for row in result["cells"] if "error" not in row):
-        if row.get("bus_bytes"):
+        if "bus_bytes" in row:
             row["share_of_bus"] = row["bus_bytes"] / row["seconds"]["median"] / result["bus_bytes_per_second"]
         else:
             row["share_of_copy"] = row["floor_bytes"] / row["seconds"]["median"] / result["copy_bytes_per_second"]
@@ -209,27 +210,34 @@ def save(result: dict[str, Any], out: Path) -> None:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """For AdamW, by shapes: the share of the copy's bandwidth, and what a step takes the host."""
+    """For AdamW, by shapes: what a step takes the device, how fast bytes move that must, and what it takes the host."""
     from matplotlib import pyplot
 
-    rows = [row for row in result["cells"] if row["rule"] == "adamw" and "share_of_copy" in row]
-    names = list(dict.fromkeys(row["shapes"] for row in rows))
-    figure, axes = pyplot.subplots(2, len(DTYPES), figsize=(12, 7), sharex=True, sharey="row")
-    optimizers = list(dict.fromkeys(row["optimizer"] for row in rows))
-    width = 0.8 / len(optimizers)
+    rows = [row for row in result["cells"] if row["rule"] == "adamw" and not row.keys() & {"bus_bytes", "error"}]
+    if not rows:
+        return
+    names, optimizers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("shapes", "optimizer"))
+    figure, axes = pyplot.subplots(3, len(DTYPES), figsize=(12, 9), sharex=True, sharey="row", layout="constrained")
+    width = 0.8 / max(1, len(optimizers))
     for column, dtype in enumerate(DTYPES):
+        device, speed, host = axes[:, column]
         for index, optimizer in enumerate(optimizers):
             own = [row for row in rows if row["optimizer"] == optimizer and row["dtype"] == dtype]
             places = [names.index(row["shapes"]) + (index - len(optimizers) / 2 + 0.5) * width for row in own]
-            axes[0, column].bar(places, [100 * row["share_of_copy"] for row in own], width, label=optimizer)
-            axes[1, column].bar(places, [1000 * row["host_seconds"]["median"] for row in own], width)
-        axes[0, column].set_title(f"AdamW, {dtype}: {result['device']}")
-        axes[1, column].set_yscale("log")
-        axes[1, column].set_xticks(range(len(names)), names, rotation=30)
-    axes[0, 0].set_ylabel("bytes a step must move,\n% of the copy's bandwidth")
-    axes[1, 0].set_ylabel("ms of the host, to launch a step")
+            seconds = [row["seconds"]["median"] for row in own]
+            device.bar(places, [1000 * s for s in seconds], width, label=optimizer)
+            speed.bar(places, [row["floor_bytes"] / s / 1e12 for row, s in zip(own, seconds, strict=True)], width)
+            host.bar(places, [1000 * row["host_seconds"]["median"] for row in own], width)
+        if copy := result.get("copy_bytes_per_second"):
+            speed.axhline(copy / 1e12, color="gray", linestyle="--")
+            speed.annotate("a copy", (0, copy / 1e12), va="bottom")
+        device.set_title(f"AdamW, {dtype}: {result['device']}")
+        device.set_yscale("log")
+        host.set_yscale("log")
+        host.set_xticks(range(len(names)), names, rotation=30)
+    for axis, text in zip(axes[:, 0], ("ms of the device", "TB/s, of what must move", "ms of the host"), strict=True):
+        axis.set_ylabel(text)
     axes[0, 0].legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 

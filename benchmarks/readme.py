@@ -142,7 +142,7 @@ def instructions_table(result: dict[str, Any], _: str) -> str:
 
 
 def gpu_table(result: dict[str, Any], _: str) -> str:
-    """Milliseconds of the device for a step, and the share of the copy's bandwidth (the bus's, where state crosses it).
+    """Milliseconds of the device for a step, and the bytes a second that a step must move (that cross the bus).
 
     Where the host takes longer to launch the step than the device to do it, its time.
     """
@@ -150,11 +150,12 @@ def gpu_table(result: dict[str, Any], _: str) -> str:
     for row in result["cells"]:
         found.setdefault((row["shapes"], row["rule"], row["dtype"]), {})[row["optimizer"]] = row
     names = list(dict.fromkeys(row["optimizer"] for row in result["cells"]))
-    lines = [f"| ms per step (share of bandwidth) | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    lines = [f"| ms per step (TB/s) | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for what, rows in found.items():
         lines.append(f"| {', '.join(what)} | {' | '.join(gpu_time(rows.get(name)) for name in names)} |")
-    copy = result["copy_bytes_per_second"] / 1e12
-    return "\n".join([*lines, "", f"{result['device']}, torch {result['torch']}; a copy moves {copy:.2f} TB/s."])
+    copy = result.get("copy_bytes_per_second")
+    moves = f"; a copy moves {copy / 1e12:.2f} TB/s" if copy else ""
+    return "\n".join([*lines, "", f"{result['device']}, torch {result['torch']}{moves}."])
 
 
 def gpu_time(row: dict[str, Any] | None) -> str:
@@ -163,10 +164,12 @@ def gpu_time(row: dict[str, Any] | None) -> str:
         return "-"
     if "error" in row:
         return "fails"
-    device, host = (1e3 * row[key]["median"] for key in ("seconds", "host_seconds"))
+    device, host = (row[key]["median"] for key in ("seconds", "host_seconds"))
+    if "bus_bytes" in row:
+        return f"{short(1e3 * device)} ({row['bus_bytes'] / device / 1e12:.3f} each way)"
     if host > device:
-        return f"{short(device)}, host {short(host)}"
-    return f"{short(device)} ({100 * row.get('share_of_copy', row.get('share_of_bus')):.0f} %)"
+        return f"{short(1e3 * device)}, host {short(1e3 * host)}"
+    return f"{short(1e3 * device)} ({row['floor_bytes'] / device / 1e12:.2f})"
 
 
 TABLES = {

@@ -133,6 +133,8 @@ def test_a_block_without_gradient_stays_and_divides_nothing_by_zero(name, bits):
         assert bits == 32 or optimizer.state[p][f"{key}_absmax"][1] == 0
 
 
+SMALLEST = 2.0**-149
+"""Subnormal, of float32."""
 TINY_AND_HUGE = pytest.mark.parametrize("scale", [1e-44, 1e-40, 1e-30, 1e-20, 1e-10, 1e10, 1e15])
 
 
@@ -168,11 +170,17 @@ def test_32_bit_steps_at_every_scale_are_the_oracles(name, scale):
     p = torch.randn(600, requires_grad=True)
     q = p.detach().clone().requires_grad_()
     ours, theirs = make(name, p, 32), oracle(name, q)
+    decided = torch.ones(600, dtype=torch.bool)
     for g in gradients(5, 600):
         p.grad, q.grad = g * scale, g * scale
+        if name == "lion":  # all of its step is a sum's sign, which rounding, of state too, chooses next to zero
+            beta1, _ = theirs.defaults["betas"]
+            before = theirs.state[q].get("exp_avg", torch.zeros(600)).double()
+            decided &= (beta1 * before + (1 - beta1) * q.grad.double()).abs() > 4 * SMALLEST
         ours.step()
         theirs.step()
-    torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(p[decided], q[decided], rtol=1e-4, atol=1e-6)
+    assert decided.float().mean() > 0.95 or scale < 1e-40
 
 
 @EVERY_RULE
