@@ -144,7 +144,7 @@ def instructions_table(result: dict[str, Any], _: str) -> str:
 def gpu_table(result: dict[str, Any], _: str) -> str:
     """Milliseconds of the device for a step, and the bytes a second that a step must move (that cross the bus).
 
-    Where the host takes longer to launch the step than the device to do it, its time.
+    Where the host takes a tenth longer to launch the step than the device to do it, its time.
     """
     found: dict[tuple, dict[str, dict[str, Any]]] = {}
     for row in result["cells"]:
@@ -158,6 +158,12 @@ def gpu_table(result: dict[str, Any], _: str) -> str:
     return "\n".join([*lines, "", f"{result['device']}, torch {result['torch']}{moves}."])
 
 
+def gpu_headline(result: dict[str, Any], picture: str) -> str:
+    """Of `gpu_table`, AdamW for the shapes of a large model; and the picture."""
+    cells = [row for row in result["cells"] if row["rule"] == "adamw" and row["shapes"] == "7B-shaped"]
+    return f"{gpu_table({**result, 'cells': cells}, picture)}\n\n![AdamW on a GPU]({picture})"
+
+
 def gpu_time(row: dict[str, Any] | None) -> str:
     """One cell of it."""
     if row is None:
@@ -167,7 +173,7 @@ def gpu_time(row: dict[str, Any] | None) -> str:
     device, host = (row[key]["median"] for key in ("seconds", "host_seconds"))
     if "bus_bytes" in row:
         return f"{short(1e3 * device)} ({row['bus_bytes'] / device / 1e12:.3f} each way)"
-    if host > device:
+    if host > 1.1 * device:
         return f"{short(1e3 * device)}, host {short(1e3 * host)}"
     return f"{short(1e3 * device)} ({row['floor_bytes'] / device / 1e12:.2f})"
 
@@ -180,6 +186,7 @@ TABLES = {
     "parts": parts_table,
     "instructions": instructions_table,
     "gpu": gpu_table,
+    "headline": gpu_headline,
 }
 
 
