@@ -55,6 +55,9 @@ class Clock:
     MOST_FILLS = 400
     """The device takes about a thousand launches ahead; more would make the host wait."""
 
+    PATIENCE = 2.0
+    """Seconds of the host for one optimizer on one set of shapes, after which three repeats must do."""
+
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.cold = torch.empty(256 * MIB if self.cuda else MIB, dtype=torch.uint8, device=device)
@@ -84,12 +87,13 @@ class Clock:
     def measure(self, step: Callable[[], Any], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
         """Median and quartiles of the device and of the host, after three steps that do not count.
 
-        The device is kept at filling the buffer until the host has launched the step, so that its time has no gaps in
-        which it waits for launches.
+        Of slow steps there are fewer than `repeats`, at least three. The device is kept at filling the buffer until the
+        host has launched the step, so that its time has no gaps in which it waits for launches.
         """
         warm = [self.of_host(step) for _ in range(3)][-1]
         fills = min(self.MOST_FILLS, 1 + int(1.5 * warm / self.fill)) if self.cuda else 1
-        times = [(self.of_device(step, fills), self.of_host(step)) for _ in range(repeats)]
+        count = max(3, min(repeats, int(self.PATIENCE / (2 * warm))))
+        times = [(self.of_device(step, fills), self.of_host(step)) for _ in range(count)]
         device, host = (summary(column) for column in zip(*times, strict=True))
         return device, host
 
