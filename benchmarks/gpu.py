@@ -56,7 +56,7 @@ class Clock:
     """The device takes about a thousand launches ahead; more would make the host wait."""
 
     PATIENCE = 2.0
-    """Seconds of the host for one optimizer on one set of shapes, after which three repeats must do."""
+    """Seconds that the repeats of one optimizer on one set of shapes may take, unless three take longer."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"

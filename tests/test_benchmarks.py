@@ -5,7 +5,6 @@ import json
 import mmap
 import os
 import re
-import subprocess
 import sys
 import time
 from functools import partial
@@ -16,7 +15,17 @@ import torch
 import torch_bnb as bnb
 from benchmarks import __main__ as program
 from benchmarks import cell as cells
-from benchmarks import instructions, machine, memory, peers, process, readme, shapes, step, timing, traffic
+from benchmarks import (
+    machine,
+    memory,
+    peers,
+    process,
+    readme,
+    shapes,
+    step,
+    timing,
+    traffic,
+)
 
 LINUX = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux, for the peak of memory"
@@ -391,43 +400,3 @@ def test_a_result_is_named_by_its_processor(cpu, name):
 def test_the_description_names_no_host_and_no_path():
     text = json.dumps(machine.describe())
     assert os.uname().nodename not in text and "/home" not in text and os.getcwd() not in text
-
-
-LISTING = """
-        /*0000*/                   VOTE.ANY P0, !P0 ;                          /* 0x1 */
-        /*0010*/              @!P0 BRA 0x50 ;                                  /* 0x2 */
-        /*0020*/                   LDG.E.CONSTANT R4, desc[UR4][R6.64] ;       /* 0x3 */
-        /*0030*/              @!P2 BRA 0x50 ;                                  /* 0x4 */
-        /*0040*/              @!P1 CALL.REL.NOINC 0x80 ;                       /* 0x5 */
-        /*0050*/                   FFMA R4, R6, R8, RZ ;                       /* 0x6 */
-        /*0060*/                   SHFL.IDX PT, R1, R2, R3, 0x1f ;             /* 0x7 */
-        /*0070*/                   EXIT ;                                      /* 0x8 */
-        /*0080*/                   FMUL R1, R1, R1 ;                           /* 0x9 */
-"""
-
-
-def test_rare_paths_of_a_gpus_instructions_are_left_out():
-    path = instructions.usual_path(LISTING)
-    assert [instructions.kind_of(text) for text in path] == ["exchange", "other", "float", "exchange", "other"]
-
-
-def test_the_gpus_benchmark_runs_dry(tmp_path):
-    """On a CPU it measures nothing of worth, but it is not dead on arrival."""
-    command = ["-m", "benchmarks.gpu", "--device", "cpu", "--quick", "--rules", "adamw", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "gpu-bench.json").read_text())
-    assert result["copy_bytes_per_second"] > 0
-    names = {"torch_bnb 8-bit", "torch_bnb 32-bit", "torch fused", "torch_bnb paged 8-bit"}
-    assert names == {row["optimizer"] for row in result["cells"]}
-    assert all(row["share_of_copy"] > 0 and row["seconds"]["count"] == 3 for row in result["cells"])
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize(("program", "name"), [("tests/on_gpu.py", "gpu"), ("-mbenchmarks.gpu", "gpu-bench")])
-def test_without_a_gpu_its_commands_say_so_at_once(program, name, tmp_path):
-    done = subprocess.run(
-        [sys.executable, program, "--out", str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1 and f"make {name} needs a CUDA device" in done.stderr
-    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

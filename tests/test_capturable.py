@@ -186,7 +186,7 @@ def test_without_it_a_scaler_does_the_work():
         (
             {"percentile_clipping": 5},
             lambda: torch.ones(4, 4),
-            "parameter 0 of group 0: percentile_clipping and",
+            "parameter 0 of group 0: percentile_clipping and capturable",
         ),
         ({}, lambda: torch.eye(4).to_sparse(1), "capturable=True takes no gradient with layout torch.sparse_coo"),
     ],
