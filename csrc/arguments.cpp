@@ -252,6 +252,7 @@ Quantized make_quantized(std::string_view op, const Tensor& values, const Tensor
   STD_TORCH_CHECK(blocksize > 0, op, ": blocksize must be positive, got ", blocksize);
   const Header numbers = header_of(values, true), bytes = header_of(codes, true), scales = header_of(absmax, true);
   check_layout(op, "values", numbers, numbers.numel, numbers);
+  blocksize = std::min(blocksize, std::max<std::int64_t>(1, numbers.numel));  // a longer block is the whole tensor
   check_layout(op, "codes", bytes, numbers.numel, numbers);
   check_layout(op, "absmax", scales, blocks_of(numbers.numel, blocksize), numbers);
   check_dtype(op, "values", numbers, ScalarType::Float);

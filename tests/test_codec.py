@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import dynamic_map, nearest_distance
 
+from torch_bnb import ops
 from torch_bnb.codec import create_dynamic_map, dequantize_blockwise, quantize_blockwise
 
 SIGNS = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
@@ -154,6 +155,17 @@ def test_blocks_run_in_contiguous_order():
     codes, absmax = quantize_blockwise(x.t())
     expected, expected_absmax = quantize_blockwise(x.t().contiguous())
     assert torch.equal(codes, expected) and torch.equal(absmax, expected_absmax)
+
+
+def test_a_block_longer_than_the_tensor_is_the_tensor():
+    x = torch.randn(700)
+    codes, absmax = quantize_blockwise(x, blocksize=700)
+    longest, its_absmax = torch.empty(700, dtype=torch.uint8), torch.empty(1)
+    ops.quantize_blockwise(x, longest, its_absmax, True, 2**63 - 1)  # the operator alone
+    assert torch.equal(longest, codes) and torch.equal(its_absmax, absmax)
+    back = torch.empty(700)
+    ops.dequantize_blockwise(back, codes, absmax, True, 2**63 - 1)
+    assert torch.equal(back, dequantize_blockwise(codes, absmax, blocksize=2**70))
 
 
 def test_empty_tensor():

@@ -600,6 +600,8 @@ def test_the_command_plans_a_model_by_name(tmp_path):
     assert "weight" in shown.stdout and "32.50 MiB" in shown.stdout and "128.00 MiB" in shown.stdout
     hinted = command("plan", "mine:make", "--overrides", "hints.yaml", "--optimizer", "Lion", "--json", cwd=tmp_path)
     assert json.loads(hinted.stdout)["total"]["state"] == 4 * 4096 * 4096
+    fixed = command("plan", "mine:make", "--optimizer", "lion-32bit", "--json", cwd=tmp_path)
+    assert json.loads(fixed.stdout)["total"]["state"] == 4 * 4096 * 4096
 
 
 @pytest.mark.parametrize(
@@ -610,6 +612,11 @@ def test_the_command_plans_a_model_by_name(tmp_path):
         (("builtins:dict",), "'builtins:dict' made a dict, expected an nn.Module"),
         (("torch.nn:Identity", "--option", "momentum"), "--option momentum: expected KEY=VALUE"),
         (("mine:make", "--option", "block_grid=row"), "AdamW: block_grid='row': expected 'flat' or 'rows'"),
+        (("mine:make", "--optimizer", "adamx"), "unknown optimizer 'adamx'; did you mean adam"),
+        (
+            ("mine:make", "--optimizer", "Adam8bit", "--optim-bits", "32"),
+            "Adam8bit: optim_bits=32: expected 8; use Adam",
+        ),
         (("torch.nn:Identity", "--overrides", "none.yaml"), "No such file or directory: 'none.yaml'"),
     ],
 )

@@ -291,3 +291,8 @@ def test_decays_speak_of_the_rules_states(name):
 def test_impossible_values_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         bnb.optim.AdamW([param()], **options)
+
+
+def test_a_mean_that_would_grow_negative_is_an_error():
+    with pytest.raises(ValueError, match=r"RMSprop: alpha=1\.5: expected a number in \[0, 1\)"):
+        bnb.optim.RMSprop([param()], alpha=1.5)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_bnb import load_overrides, optim, plan
-from torch_bnb.optim import GlobalOptimManager
+from torch_bnb import load_overrides, plan
+from torch_bnb.optim import GlobalOptimManager, by_name
 
 
 def make_model(spec: str, device: str) -> nn.Module:
@@ -58,8 +58,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser("plan", help="bytes of parameters, gradients and optimizer state, before training")
     command.add_argument("model", metavar="SPEC", help="package.module:factory, called without arguments")
     command.add_argument("--overrides", metavar="FILE", help="hints from a YAML or JSON file")
-    command.add_argument("--optimizer", default="AdamW", choices=optim.rules.__all__, help="default AdamW")
-    command.add_argument("--optim-bits", type=int, default=8, choices=(8, 32), help="default 8")
+    command.add_argument("--optimizer", metavar="NAME", default="AdamW", help="AdamW, lion8bit, ...; default AdamW")
+    command.add_argument("--optim-bits", type=int, choices=(8, 32), help="default 8, or what the name says")
     command.add_argument(
         "--option", metavar="KEY=VALUE", action="append", default=[], help="of the optimizer, as momentum=0.9"
     )
@@ -76,5 +76,5 @@ def run(options: argparse.Namespace) -> None:
     overrides = load_overrides(options.overrides) if options.overrides else None
     model = make_model(options.model, options.device)
     GlobalOptimManager.get_instance().register_parameters(model, not options.no_embeddings_32bit)
-    memory = plan(model, getattr(optim, options.optimizer), options.optim_bits, overrides, **parse(options.option))
+    memory = plan(model, by_name(options.optimizer), options.optim_bits, overrides, **parse(options.option))
     print(json.dumps(memory.to_dict(), indent=2) if options.json else memory)

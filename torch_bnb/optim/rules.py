@@ -344,7 +344,7 @@ class RMSprop(BlockwiseOptimizer):
     states = {"square_avg": UNSIGNED, "momentum_buffer": SIGNED, "grad_avg": SIGNED}
     options = {
         "lr": RATE,
-        "alpha": NON_NEGATIVE,
+        "alpha": SHARE,
         "eps": NON_NEGATIVE,
         "weight_decay": NON_NEGATIVE,
         "momentum": NON_NEGATIVE,
