@@ -7,7 +7,7 @@ import pytest
 import seeded
 import torch
 from cases import CASES
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import torch_bnb as bnb
@@ -64,6 +64,17 @@ def test_steps_that_are_alike_are_planned_once(name, plans, readable, monkeypatc
     assert len(plans) <= 2
 
 
+def test_steps_with_percentile_clipping_are_planned_once_too(plans):
+    params, optimizer = start(percentile_clipping=50)
+    for seed in range(5):
+        step(params, optimizer, seed)
+    assert len(plans) <= 2
+
+
+def nothing(params, optimizer):
+    pass
+
+
 def no_gradient(params, optimizer):
     params[0].grad = None
 
@@ -96,6 +107,15 @@ def hint(params, optimizer):
 
 def clipped(params, optimizer):
     optimizer.param_groups[1]["percentile_clipping"] = 50
+
+
+def no_history(params, optimizer):
+    optimizer.state.get(params[3], {}).pop("grad_norms", None)
+
+
+def no_rate(params, optimizer):
+    optimizer.param_groups[1]["lr"] = 0.0
+    params[3].grad.zero_()
 
 
 def no_state(params, optimizer):
@@ -134,8 +154,8 @@ def moved_parameter(params, optimizer):
 
 EVENTS = [
     no_gradient, strided_gradient, strided_parameter, other_dtype, other_rates,
-    fewer_bits, hint, clipped, no_state, other_count, reloaded,
-    moved_state, shared_state, moved_parameter, skipped_zeros, lambda params, optimizer: None,
+    fewer_bits, hint, clipped, no_history, no_rate, no_state, other_count, reloaded,
+    moved_state, shared_state, moved_parameter, skipped_zeros, nothing,
 ]  # fmt: skip
 
 
@@ -156,11 +176,16 @@ def test_tensors_that_are_handed_over_step_as_those_that_are_known_by_address(na
 
 
 @settings(max_examples=40)
-@given(events=st.lists(st.sampled_from(EVENTS), min_size=2, max_size=8), name=st.sampled_from(["adamw", "sgd", "lamb"]))
-def test_a_kept_plan_steps_as_a_new_one_whatever_happens_in_between(events, name):
+@given(
+    events=st.lists(st.sampled_from(EVENTS), min_size=2, max_size=8),
+    name=st.sampled_from(["adamw", "sgd", "lamb"]),
+    percentile=st.sampled_from([100, 50]),
+)
+@example(events=[nothing, nothing, no_history, nothing], name="sgd", percentile=50)
+def test_a_kept_plan_steps_as_a_new_one_whatever_happens_in_between(events, name, percentile):
     bnb.optim.GlobalOptimManager.get_instance().initialize()
-    ours, kept = start(name)
-    theirs, planned_anew = start(name)
+    ours, kept = start(name, percentile_clipping=percentile)
+    theirs, planned_anew = start(name, percentile_clipping=percentile)
     for seed, event in enumerate(events):
         for params, optimizer in ((ours, kept), (theirs, planned_anew)):
             give_gradients(params, seed)

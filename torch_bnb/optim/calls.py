@@ -16,15 +16,6 @@ from torch_bnb.optim.sparse import Touched
 from torch_bnb.optim.state import State
 
 
-class Clip(NamedTuple):
-    """A gradient that percentile clipping scales."""
-
-    history: Tensor
-    grad: Tensor
-    """What is here of it."""
-    config: Mapping[str, Any]
-
-
 class Grid(NamedTuple):
     """Where the blocks of a parameter lie, as the operator's ``rows``, ``row_strides`` and ``origins`` say it."""
 
@@ -42,6 +33,8 @@ class Call:
     """Keyword arguments that hold for all parameters."""
     active: Mapping[str, bool]
     """The states that the configuration needs."""
+    percentile: int = 100
+    """Of its last norms, which a gradient is scaled down to; 100: none is scaled."""
     groups: tuple[Any, ...] = ()
     """The process groups that hold the other parts of the parameters; none, if they are whole."""
     params: list[Tensor] = field(default_factory=list)
@@ -56,8 +49,6 @@ class Call:
     """Empty, if every parameter is one row from index 0."""
     keys: list[int] = field(default_factory=list)
     """For stochastic rounding; empty without."""
-    clips: list[Clip] = field(default_factory=list)
-    """For percentile clipping; empty without."""
     grad_scales: Tensor | None = None
     norms: Tensor | None = None
     headers: ops.Headers | None = None
@@ -107,11 +98,11 @@ class Call:
 
     def release(self) -> None:
         """Lets go of parameters and gradients."""
-        self.params, self.grads, self.clips, self.headers = [], [], [], None
+        self.params, self.grads, self.headers = [], [], None
 
     def finds_state(self) -> bool:
         """Whether the states that are prepared are still where they were, as far as it cannot be seen at the call."""
-        return True
+        return self.percentile == 100 or all(storage.HISTORY in state for state in self.stepped)
 
     def tensors(self, names: Mapping[str, bool]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """The operator's parameters, gradients, states and absmax."""

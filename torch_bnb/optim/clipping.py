@@ -1,25 +1,29 @@
-"""Percentile clipping: a gradient scaled down to a percentile of its own recent norms. Never waits for the device."""
+"""Percentile clipping: gradients scaled down to a percentile of their own recent norms. Never waits for the device."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def percentile_scale(history: Tensor, norm: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """The factor for a gradient, and its norm into the history.
+def percentile_scales(histories: Sequence[Tensor], norms: Tensor, percentile: int, rehearses: bool) -> Tensor:
+    """The factors for n gradients, and their norms into the histories.
 
     Args:
-        history: float32, shape (100,): the last norms, the latest last, NaN where there was none yet. Updated in place,
-            but not by a zero gradient at rate 0, with which distributed checkpoints make state.
-        norm: The gradient's, a float32 scalar.
-        config: Its ``percentile_clipping`` (1 to 99) and ``lr``.
+        histories: n of float32, shape (100,): the last norms of one gradient, the latest last, NaN where there was none
+            yet. Updated in place.
+        norms: float32, shape (n,): of the gradients now.
+        percentile: From 1 to 99.
+        rehearses: The rate is 0: the norm of a zero gradient, with which distributed checkpoints make state, does not
+            count.
 
     Returns:
-        float32 scalar, at most 1.
+        float32, shape (n,), at most 1.
     """
-    longer = torch.cat([history[1:], norm.reshape(1)])
-    history.copy_(torch.where(norm == 0, history, longer) if float(config["lr"]) == 0 else longer)
-    limit = torch.nanquantile(history, config["percentile_clipping"] / 100)
-    return torch.where(norm > limit, limit / norm, torch.ones_like(norm))
+    before = torch.stack(list(histories))
+    after = torch.cat([before[:, 1:], norms[:, None]], dim=1)
+    if rehearses:
+        after = torch.where(norms[:, None] == 0, before, after)
+    torch._foreach_copy_(list(histories), list(after.unbind()))
+    limits = torch.nanquantile(after, percentile / 100, dim=1)
+    return torch.where(norms > limits, limits / norms, 1.0)

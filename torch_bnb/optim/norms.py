@@ -11,22 +11,20 @@ from torch import Tensor
 
 from torch_bnb import ops
 from torch_bnb.optim import sharding
+from torch_bnb.optim import state as storage
 from torch_bnb.optim.calls import Call
-from torch_bnb.optim.clipping import percentile_scale
+from torch_bnb.optim.clipping import percentile_scales
 
 
 def clip(calls: Sequence[Call]) -> None:
     """Scales for the gradients of calls with percentile clipping."""
-    calls = [call for call in calls if call.clips]
-    squares = [
-        torch.stack([torch.linalg.vector_norm(clip.grad, dtype=torch.float64).square() for clip in call.clips])
-        for call in calls
-    ]
+    calls = [call for call in calls if call.percentile < 100]
+    squares = [torch.stack(torch._foreach_norm(call.grads, dtype=torch.float64)).square() for call in calls]
     add_up(squares, [call.groups for call in calls])
     for call, square in zip(calls, squares, strict=True):
-        norms = square.sqrt().to(torch.float32).unbind()
-        clips = zip(call.clips, norms, strict=True)
-        call.grad_scales = torch.stack([percentile_scale(own.history, norm, own.config) for own, norm in clips])
+        histories = [state[storage.HISTORY] for state in call.stepped]
+        norms, rehearses = square.sqrt().to(torch.float32), call.scalars["lr"] == 0
+        call.grad_scales = percentile_scales(histories, norms, call.percentile, rehearses)
 
 
 def measure(calls: Sequence[Call], rule: str, names: Mapping[str, bool], layerwise: bool) -> None:

@@ -175,6 +175,8 @@ class PagedCall(Call):
     @override
     def finds_state(self) -> bool:
         """A framework may have moved it to the device, where a step would find it, and leave it."""
+        if not super().finds_state():
+            return False
         moments = (value for state in self.states for key, value in state.items() if key not in ("step", HISTORY))
         return all(tensor.device.type == "cpu" for tensor in moments)
 

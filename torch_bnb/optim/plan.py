@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch_bnb import ops
 from torch_bnb.optim import host, norms, options, sharding
 from torch_bnb.optim import state as storage
-from torch_bnb.optim.calls import Call, Clip, Grid
+from torch_bnb.optim.calls import Call, Grid
 from torch_bnb.optim.paging import PagedCall
 from torch_bnb.optim.slots import Group, Slot
 from torch_bnb.optim.state import Form
@@ -143,16 +143,16 @@ class Plan:
         state = optimizer.state[parameter]
         sharded, form = sharding.is_sharded(parameter), storage.wanted(config, parameter)
         here, own_grad = sharding.local(parameter), sharding.local_grad(grad, parameter)
-        clips, sparse = config["percentile_clipping"] < 100, grad.layout is torch.sparse_coo
-        self._keeps &= not (clips or sparse) and own_grad.is_contiguous() and here.is_contiguous()
+        percentile, sparse = config["percentile_clipping"], grad.layout is torch.sparse_coo
+        self._keeps &= not sparse and own_grad.is_contiguous() and here.is_contiguous()
         groups = sharding.groups_of(parameter)
         grid = grid_of(parameter) if sharded or form is Form.ROWS else None
         away = host.is_away(config, parameter)
-        place = (parameter.device, one.key, clips, sparse, sharded, away, grid is None, *groups)
+        place = (parameter.device, one.key, percentile, sparse, sharded, away, grid is None, *groups)
         if place not in planned:
-            call = Call(*situation.numbers, groups=groups)
+            call = Call(*situation.numbers, percentile, groups)
             if away:
-                call = PagedCall(*situation.numbers, whole=measures(optimizer, config))
+                call = PagedCall(*situation.numbers, percentile, whole=measures(optimizer, config))
             planned[place] = Planned(call, sharded=sharded)
             if sparse:
                 planned[place].call.arguments = {**situation.numbers[1], "skip_zeros": True}
@@ -160,11 +160,9 @@ class Plan:
         own.situations.setdefault(id(situation), (situation, len(own.indices)))
         own.indices.append(one.index)
         storage.prepare(state, own.call.active, parameter, config, optimizer.initial(config))
+        if percentile < 100:
+            state.setdefault(storage.HISTORY, storage.new_history(parameter))
         own.call.add(here, own_grad, state, one.step, grid)
-        if clips:
-            history = state.setdefault(storage.HISTORY, storage.new_history(parameter))
-            values = grad.coalesce().values() if sparse else own_grad
-            own.call.clips.append(Clip(history, values, config))
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter that is in it, and lets go of parameters and gradients."""
