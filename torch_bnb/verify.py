@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torch_bnb.optim.base import BlockwiseOptimizer
+from torch_bnb.optim.saving import orphans
 from torch_bnb.overrides import GlobalOptimManager
 from torch_bnb.overrides.explain import Row
 from torch_bnb.overrides.resolve import names
@@ -149,11 +150,9 @@ def _why_replaced(model: nn.Module, foreign: Sequence[Tensor]) -> str:
 
 def _check_state(inner: BlockwiseOptimizer) -> None:
     inner.configurations()  # state goes along with parameters whose shards have taken their places
-    held = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
-    orphans = [parameter for parameter in inner.state if id(parameter) not in held]
-    if orphans:
+    if lost := orphans(inner):
         raise VerificationError(
-            f"{type(inner).__name__} has state for {len(orphans)} parameters that are gone: it had stepped or loaded "
+            f"{type(inner).__name__} has state for {len(lost)} parameters that are gone: it had stepped or loaded "
             "before a framework replaced its parameters, and would start from nothing; "
             "prepare first, then load"
         )

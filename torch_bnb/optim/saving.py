@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.state import State
@@ -13,14 +15,18 @@ if TYPE_CHECKING:
 FORMATS = ("native", "portable")
 
 
+def orphans(optimizer: "BlockwiseOptimizer") -> list[Tensor]:
+    """Parameters that have state and are in no group any more."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [parameter for parameter in optimizer.state if id(parameter) not in held]
+
+
 def refuse_orphans(optimizer: "BlockwiseOptimizer") -> None:
     """Raises ValueError for state of parameters that are in no group any more: it would be lost without a word."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    orphans = [parameter for parameter in optimizer.state if id(parameter) not in held]
-    if orphans:
+    if lost := orphans(optimizer):
         raise ValueError(
-            f"{type(optimizer).__name__} has state of {len(orphans)} parameters that are in none of its groups, the "
-            f"first of shape {tuple(orphans[0].shape)}: they were replaced or removed after they had stepped. Hand the "
+            f"{type(optimizer).__name__} has state of {len(lost)} parameters that are in none of its groups, the "
+            f"first of shape {tuple(lost[0].shape)}: they were replaced or removed after they had stepped. Hand the "
             "optimizer to the framework before its first step"
         )
 
