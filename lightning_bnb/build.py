@@ -31,7 +31,8 @@ def misconfigurations() -> Iterator[None]:
     try:
         yield
     except OverrideError as error:
-        raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
+        said = str(error)
+        raise MisconfigurationException(said if said.startswith(SOURCE) else f"{SOURCE}: {said}") from error
 
 
 def register(

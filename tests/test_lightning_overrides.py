@@ -63,7 +63,7 @@ def test_of_two_patterns_the_later_wins(manager):
 
 def test_a_pattern_that_fits_nothing_is_a_misconfiguration_or_where_asked_a_warning():
     wrong = {"haed.weight": {"optim_bits": 32}}
-    message = r"EightBitOptimizer\('haed.weight'\): Model has no parameter 'haed.weight', did you mean 'head.weight'\?"
+    message = r"^EightBitOptimizer\('haed.weight'\): Model has no parameter 'haed.weight', did you mean 'head.weight'\?"
     module = Model()
     with pytest.raises(MisconfigurationException, match=message):
         fit(module, EightBitOptimizer(overrides=wrong))

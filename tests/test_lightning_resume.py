@@ -65,7 +65,7 @@ def test_other_overrides_than_at_save_time_hold_and_are_named(tmp_path):
     with pytest.warns(UserWarning, match="others than at the time of the checkpoint") as said:
         trainer = fit(resumed, now, epochs=3, ckpt_path=path)
     (text,) = [str(w.message) for w in said if "others than at the time" in str(w.message)]
-    assert "head.weight: betas (0.8, 0.9) -> ..., optim_bits 32 -> 8" in text
+    assert "head.weight: betas (0.8, 0.9) -> the group's, optim_bits 32 -> 8" in text
     assert "embed.weight: optim_bits 8 -> 32" in text
     assert "head.bias: lr 0.01 -> 0.5" in text
     assert bits(trainer, resumed.head.weight) == 8 and bits(trainer, resumed.embed.weight) == 32

@@ -442,6 +442,8 @@ def test_errors_of_arguments(manager):
         manager.register_module_override(p, "weight", {"lr": 1.0})
     with pytest.raises(ValueError, match=r"Net has no parameter 'fc1.wieght', did you mean 'fc1.weight'\?"):
         manager.register_module_override(Net(), "fc1.wieght", {"lr": 1.0})
+    with pytest.raises(ValueError, match=r"Net has no parameter 'fc1', did you mean 'fc1\.\*'\?"):
+        manager.override_named(Net(), {"fc1": {"lr": 1.0}})
     with pytest.raises(RuntimeError, match=r"call GlobalOptimManager\.get_instance"):
         GlobalOptimManager()
 

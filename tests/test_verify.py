@@ -51,6 +51,19 @@ def test_another_librarys_optimizer_in_its_place_is_named_with_what_avoids_it(mo
     assert cause in str(caught.value) and f"{module}.DeepSpeedCPUAdam" in str(caught.value)
 
 
+def test_declared_hints_of_a_model_that_is_not_registered_are_an_error():
+    class Head(nn.Linear):
+        optim_overrides = {"weight": {"optim_bits": 32}}
+
+    net = nn.Sequential(nn.Linear(64, 64), Head(64, 64))
+    optimizer = bnb.optim.AdamW8bit(net.parameters())
+    with pytest.raises(bnb.VerificationError, match="Head declares optim_overrides, which hold for registered models"):
+        bnb.verify(net, optimizer)
+    bnb.optim.GlobalOptimManager.get_instance().register_parameters(net)
+    bnb.verify(net, optimizer)
+    assert [place.bits for place in optimizer.configurations()] == [8, 32, 32, 32]
+
+
 def test_parameters_left_out_are_named():
     net = model()
     with pytest.raises(bnb.VerificationError, match=r"lacks 3 of 4 trainable parameters: 0.bias, 1.weight, 1.bias"):

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torch_bnb.optim.base import BlockwiseOptimizer
 from torch_bnb.optim.saving import orphans
-from torch_bnb.overrides import GlobalOptimManager
+from torch_bnb.overrides import GlobalOptimManager, hints
+from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.explain import Row
 from torch_bnb.overrides.resolve import names
 
@@ -42,8 +43,9 @@ def verify(
 ) -> None:
     """Checks, after whatever a framework did, that an optimizer is ours, whole, and does what hints say.
 
-    Its class is one of torch_bnb; every trainable parameter of the model is in it exactly once, and nothing else; no
-    state belongs to parameters that are gone; every hint that held before holds.
+    Its class is one of torch_bnb; every trainable parameter of the model is in it exactly once, and nothing else; the
+    model is registered, if modules of it declare hints; no state belongs to parameters that are gone; every hint that
+    held before holds.
 
     Args:
         model: The model as it is trained, wrapped or not.
@@ -79,6 +81,7 @@ def verify(
     if flat:
         _refuse_hints(before or (), what)
         return
+    _check_declarations(model)
     for chain in chains:
         _check_state(chain[-1])
     if before is not None:
@@ -146,6 +149,17 @@ def _why_replaced(model: nn.Module, foreign: Sequence[Tensor]) -> str:
     if any(parameter.is_meta for parameter in foreign):
         return "the optimizer was built while the model was on the meta device; build it after the model is real"
     return "they were replaced after the optimizer was built, or it was built for another model"
+
+
+def _check_declarations(model: nn.Module) -> None:
+    """What classes declare holds once a module is known, which frameworks' plugins see to."""
+    known = {id(module) for module in hints.known_modules()}
+    unheard = [module for module in model.modules() if id(module) not in known and declared(module)]
+    if unheard:
+        raise VerificationError(
+            f"{type(unheard[0]).__name__} declares optim_overrides, which hold for registered models only; call "
+            "GlobalOptimManager.get_instance().register_parameters(model)"
+        )
 
 
 def _check_state(inner: BlockwiseOptimizer) -> None:

@@ -16,11 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses and runs a command line, by default this process's own."""
     parser = argparse.ArgumentParser(prog="accelerate-bnb", description="8-bit optimizers for Accelerate.")
     # Accelerate's own kind notes what was given: else launch takes none of the config file's fsdp_config.
-    commands = parser.add_subparsers(
-        required=True, metavar="command", dest="command", parser_class=CustomArgumentParser
-    )
+    commands = parser.add_subparsers(required=True, dest="command", parser_class=CustomArgumentParser)
     for command in (launch, config, estimate):
         command.add(commands)
+    commands.metavar = f"{{{','.join(commands.choices)}}}"  # for the error when there is none
     options = parser.parse_args(arguments)
     try:
         options.run(options)

@@ -81,13 +81,21 @@ def refuse_misspelt(key: str, rule_options: Mapping[str, spec.Option], what: str
         raise ValueError(f"{what}: unknown option {key!r}, did you mean {near[0]!r}?")
 
 
+_INSTEAD = {
+    "amsgrad": ": torch_bnb has no optimizer that keeps the largest second moments; leave it out",
+    "decoupled_weight_decay": ": Adam adds the decay to the gradient, AdamW decouples it",
+    "differentiable": ": a step changes parameters in place and cannot be differentiated; leave it out",
+    "is_paged": "; the Paged variants are classes of their own, PagedAdamW8bit for one",
+}
+"""What to say of arguments that other libraries' optimizers take."""
+
+
 def unexpected(optimizer: type, key: str) -> str:
     """What to say of a constructor argument that there is not."""
     known = list(optimizer.__signature__.parameters)[1:]
     near = difflib.get_close_matches(key, known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else f"; it takes {', '.join(known)}"
-    if key == "is_paged":
-        hint = "; the Paged variants are classes of their own, PagedAdamW8bit for one"
+    hint = _INSTEAD.get(key, hint)
     return f"{optimizer.__name__} got an unexpected option {key!r}{hint}"
 
 

@@ -77,11 +77,7 @@ class SlotTable:
     def _look_up(self, manager: GlobalOptimManager, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
         params = [groups[g]["params"][i] for g, i in places]
-        if len({id(parameter) for parameter in params}) < len(params):
-            raise ValueError(
-                "a parameter appears more than once in the optimizer's groups; a framework that tells parameters "
-                "by their address does this to a model on the meta device"
-            )
+        _refuse_repeated(places, params)
         carried = self._carried(groups)
         names = manager.parameter_names()
         found = manager.hints_for(params, {index: carried.get(place, []) for index, place in enumerate(places)})
@@ -133,6 +129,19 @@ class Place:
     """The states that the configuration needs, and whether each has a sign."""
     bits: int
     """Of each element of state, 8 or 32."""
+
+
+def _refuse_repeated(places: Sequence[tuple[int, int]], params: Sequence[Tensor]) -> None:
+    seen: dict[int, tuple[int, int]] = {}
+    for (g, i), parameter in zip(places, params, strict=True):
+        if id(parameter) in seen:
+            h, j = seen[id(parameter)]
+            raise ValueError(
+                f"parameter {i} of group {g}, shape {tuple(parameter.shape)}, is parameter {j} of group {h}: it "
+                "appears more than once in the optimizer's groups. Give every parameter once; where you have, a "
+                "framework that tells parameters by their address took a model on the meta device"
+            )
+        seen[id(parameter)] = g, i
 
 
 def in_force(hints: list[Hint], group: Group) -> list[Hint]:

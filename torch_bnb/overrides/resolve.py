@@ -120,6 +120,8 @@ def _nothing_found(module: nn.Module, key: Key) -> str:
         return f"{type(module).__name__} has no parameter in a {key.__name__}"
     known = [name for name, _ in names(module)]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    if any(name.startswith(f"{key}.") for name in known):
+        near = [f"{key}.*"]
     hint = f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(known[:8]) or 'none'}"
     return f"{type(module).__name__} has no parameter {key!r}{hint}"
 
