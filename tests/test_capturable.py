@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from cases import CASES, CONFIGS
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import torch_bnb as bnb
+from torch_bnb.optim import host
 
 SHAPES = ((64, 80), (700,), (3,))
 
@@ -163,6 +165,67 @@ def test_a_scaler_steps_and_skips_without_a_look():
     assert scaler.get_scale() == 512.0
     assert optimizer.state[scaled]["step"] == reference.state[plain]["step"] == 3
     torch.testing.assert_close(scaled, plain)
+
+
+@pytest.mark.parametrize(("name", "config"), CONFIGS)
+def test_a_first_step_that_a_scaler_skips_leaves_nothing_behind(name, config):
+    """The scale that a scaler starts with is usually too large."""
+
+    def run(capturable):
+        torch.manual_seed(0)
+        parameter = torch.randn(600, requires_grad=True)
+        options = {"lr": CASES[name].lr, "optim_bits": 8, "min_8bit_size": 1, **config}
+        optimizer = CASES[name].optimizer([parameter], capturable=capturable, **options)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for step in range(4):
+            parameter.grad = None
+            scaler.scale((parameter * torch.randn(600)).sum()).backward()
+            if step == 0:
+                parameter.grad[5] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+        assert optimizer.state[parameter]["step"] == 3
+        return parameter
+
+    torch.testing.assert_close(run(True), run(False))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_state_that_a_distributed_checkpoint_makes_is_no_step(name, rate):
+    def run(asked):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(40, 40)
+        options = {"momentum": 0.9, "dampening": 0.5} if name == "sgd" else {}
+        optimizer = CASES[name].optimizer(model.parameters(), lr=rate, capturable=True, **options)
+        if asked:
+            saved = get_optimizer_state_dict(model, optimizer)
+            assert all(entry["step"] == 0 for entry in saved["state"].values())
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(5, 40)).square().sum().backward()
+            optimizer.step()
+        assert all(state["step"] == 3 for state in optimizer.state.values())
+        return model.weight
+
+    assert torch.equal(run(True), run(False))
+
+
+def test_a_step_without_it_is_not_captured(monkeypatch):
+    parameter = torch.zeros(8, requires_grad=True)
+    parameter.grad = torch.ones(8)
+    optimizer = bnb.optim.SGD([parameter], lr=1.0)
+    optimizer.step()
+    monkeypatch.setattr(host, "captures", lambda device: True)
+    with pytest.raises(RuntimeError, match=r"SGD: a CUDA graph is being captured, .* with capturable=True"):
+        optimizer.step()
+    assert torch.equal(parameter, -torch.ones(8)) and optimizer.state[parameter]["step"] == 1
+
+
+def test_it_is_the_whole_optimizers():
+    groups = [{"params": [torch.zeros(8, requires_grad=True)], "capturable": True}]
+    with pytest.raises(ValueError, match="AdamW, group 0: capturable=True: is the whole optimizer's to say"):
+        bnb.optim.AdamW(groups)
 
 
 def test_a_scaler_that_has_unscaled_for_clipping_leaves_nothing_to_do():

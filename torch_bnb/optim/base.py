@@ -98,6 +98,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         group = self.param_groups[index]
         what = f"{type(self).__name__}, group {index}"
         try:
+            if not ours and group["capturable"] != self.defaults["capturable"]:
+                raise ValueError(f"{what}: capturable={group['capturable']!r}: is the whole optimizer's to say")
             group.update(options.check(group, self.options, what))
             self.check(group)
             for position, parameter in enumerate(group["params"]):

@@ -51,7 +51,7 @@ class CapturedPlan:
     def __init__(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
         self._calls: dict[tuple, Captured] = {}
         counts: dict[tuple, Tensor] = {}
-        index = -1
+        index, untouched = -1, True
         _check(optimizer, rows)
         for g, (group, slots) in enumerate(zip(optimizer.param_groups, rows, strict=True)):
             unit = {**group, "lr": 1.0}
@@ -61,6 +61,7 @@ class CapturedPlan:
                     continue
                 config = slot.config(unit)
                 state = optimizer.state[parameter]
+                untouched &= "step" not in state
                 fresh = not any(storage.has(state, name) for name in optimizer.states)
                 count = _count(state, parameter.device, counts)
                 bits = 8 if storage.wants_8bit(config, parameter) else 32
@@ -76,9 +77,16 @@ class CapturedPlan:
                 storage.prepare(state, captured.call.active, parameter, config, optimizer.initial(config))
                 captured.call.add(parameter, grad, state, 0, grid)
         _leave_behind(optimizer.state.values(), list(self._calls.values()))
+        # No parameter has stepped, and none would now. Only a step that makes all state looks: that may wait.
+        self._rehearses = bool(self._calls) and untouched and not any(map(_moves, self._calls.values()))
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter, unless a GradScaler's ``found_inf`` says on the device that none may change."""
+        if self._rehearses:
+            for captured in self._calls.values():
+                for state in captured.call.stepped:
+                    state["step"] = captured.count
+            return
         scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
         for count in {id(captured.count): captured.count for captured in self._calls.values()}.values():
             count += 1 if found_inf is None else 1 - found_inf.to(count)
@@ -134,11 +142,19 @@ def _refuse(
     if what is not None:
         raise NotImplementedError(f"{type(optimizer).__name__}: {place}: {what}")
     rate = group["lr"]
-    if isinstance(rate, Tensor) and rate.device != parameter.device:
+    elsewhere = isinstance(rate, Tensor) and rate.device != parameter.device
+    if elsewhere and (rate.device.type != "cpu" or host.captures(parameter.device)):
         raise ValueError(
             f"{type(optimizer).__name__}: {place}: capturable=True: lr is a tensor on {rate.device}, the parameter is "
             f"on {parameter.device}; expected the same"
         )
+
+
+def _moves(captured: Captured) -> bool:
+    """Whether a first step would change anything."""
+    if float(captured.config["lr"] * captured.rate) != 0:
+        return True
+    return any(bool(grad.count_nonzero()) for grad in captured.call.grads)
 
 
 def _count(state: State, device: torch.device, made: dict[tuple, Tensor]) -> Tensor:
@@ -146,7 +162,7 @@ def _count(state: State, device: torch.device, made: dict[tuple, Tensor]) -> Ten
     step = state.get("step", 0)
     if isinstance(step, Tensor) and step.device == device:
         return step
-    if _captures(device):
+    if host.captures(device):
         raise RuntimeError("capturable=True: a first step makes the state; take one before the graph is captured")
     key = (device, float(step))
     if key not in made:
@@ -162,7 +178,7 @@ def _leave_behind(states: Iterable[State], calls: Sequence[Captured]) -> None:
     for state in states:
         count = state.get("step")
         if id(count) in moving and id(state) not in stepped:
-            if _captures(count.device):
+            if host.captures(count.device):
                 raise RuntimeError(
                     "capturable=True: not all parameters that have stepped have a gradient; take such a step before "
                     "the graph is captured"
@@ -170,10 +186,6 @@ def _leave_behind(states: Iterable[State], calls: Sequence[Captured]) -> None:
             if id(count) not in own:
                 own[id(count)] = count.clone()
             state["step"] = own[id(count)]
-
-
-def _captures(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _rate(group: Group, slot: Slot) -> float | Tensor:

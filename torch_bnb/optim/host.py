@@ -53,6 +53,11 @@ def home_of(config: Mapping[str, Any], parameter: Tensor) -> Home:
     return Home(torch.device("cpu"), pinned=parameter.device.type == "cuda")
 
 
+def captures(device: torch.device) -> bool:
+    """Whether what is launched on a device now goes into a CUDA graph instead of being run."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def settle(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
     """Waits until what steps have written into host memory is there, before somebody on the host reads it.
 

@@ -167,6 +167,11 @@ class Plan:
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter that is in it, and lets go of parameters and gradients."""
         calls = [planned.call for planned in self._planned]
+        if any(map(host.captures, {call.params[0].device for call in calls})):
+            raise RuntimeError(
+                f"{type(optimizer).__name__}: a CUDA graph is being captured, and would repeat this step's numbers at "
+                "every replay; build the optimizer with capturable=True"
+            )
         if self._rehearses:
             for state in chain.from_iterable(call.stepped for call in calls):
                 state["step"] = 0

@@ -230,11 +230,12 @@ class SGD(BlockwiseOptimizer):
     def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         momentum = config["momentum"]
         fresh = fresh or momentum == 0
+        dampening = config["dampening"] * least(step - 1, 1.0)  # none at the first step that counts
         return {
             "lr": float(config["lr"]),
             "weight_decay": config["weight_decay"],
             "buffer_decay": 0.0 if fresh else momentum,
-            "gradient_weight": 1.0 if fresh else 1 - config["dampening"],
+            "gradient_weight": 1.0 if fresh else 1 - dampening,
             "nesterov_momentum": momentum if config["nesterov"] else 0.0,
         }
 
