@@ -1,5 +1,6 @@
 """The plugin: which optimizer a training gets, said in code, in the environment or in a file."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -182,6 +183,8 @@ class BnbOptimizerPlugin:
             params = param_groups(model, lr=options.get("lr"), embeddings_32bit=self.embeddings_32bit)
         elif params is None:
             params = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            for said in GlobalOptimManager.get_instance().idle_patterns(model, params):
+                warnings.warn(said, stacklevel=2)
         return self.optimizer_class(params, **options)
 
 

@@ -102,6 +102,13 @@ def refuse_idle_overrides(optimizers: Sequence[Optimizer]) -> None:
         )
 
 
+def warn_of_idle_patterns(module: "pl.LightningModule", optimizers: Sequence[Optimizer]) -> None:
+    """Warns of patterns that fit none of the optimizers' parameters."""
+    trained = (p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    for said in GlobalOptimManager.get_instance().idle_patterns(module, trained):
+        rank_zero_warn(said)
+
+
 def wrap_configure_optimizers(
     module: "pl.LightningModule", around: Callable[["pl.LightningModule", Callable[[], Any]], Any]
 ) -> Callable[[], None]:

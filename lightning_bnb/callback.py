@@ -188,6 +188,7 @@ class EightBitOptimizer(pl.Callback):
                 build.warn_of_full_precision(optimizer, self.replace_torch_optimizers)
             if self.overrides and self.strict:
                 build.refuse_idle_overrides(optimizers)
+            build.warn_of_idle_patterns(module, optimizers)
             strategies.prepare(trainer.strategy, optimizers)
         self._optimizers = optimizers
         return configured

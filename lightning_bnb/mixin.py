@@ -33,6 +33,8 @@ class EightBitOptimizerMixin:
     Raises:
         MisconfigurationException:
             If a hint fits no parameter, or the optimizer cannot honour it.
+        TypeError:
+            When a class is defined in which it stands after ``LightningModule``.
 
     Example::
 
@@ -55,6 +57,14 @@ class EightBitOptimizerMixin:
 
     optimizer_class: ClassVar[type[Optimizer]] = AdamW
     optimizer_options: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if getattr(cls, "configure_optimizers", None) is pl.LightningModule.configure_optimizers:
+            raise TypeError(
+                f"{cls.__name__}: LightningModule stands before EightBitOptimizerMixin, so its empty "
+                f"configure_optimizers would be called; write class {cls.__name__}(EightBitOptimizerMixin, ...)"
+            )
 
     def __init__(
         self,

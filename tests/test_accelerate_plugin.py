@@ -233,3 +233,13 @@ def test_the_factory_for_trainer_makes_trainers_groups_and_asks_for_a_rate():
     assert bits(optimizer)["embed.weight"] == 32
     with pytest.warns(UserWarning, match="Trainer does not pass on its learning_rate"):
         optimizer_factory(BnbOptimizerPlugin())()(Model())
+
+
+def test_a_pattern_that_fits_frozen_parameters_only_is_a_warning():
+    model = Model()
+    model.embed.requires_grad_(False)
+    plugin = BnbOptimizerPlugin(overrides={"embed.*": {"optim_bits": 8}, "*.weight": {"weight_decay": 0.1}})
+    message = r"^BnbOptimizerPlugin\('embed\.\*'\) fits only embed\.weight, which no optimizer has: frozen, or left out"
+    with pytest.warns(UserWarning, match=message) as said:
+        plugin.create_optimizer(model)
+    assert len(said) == 1

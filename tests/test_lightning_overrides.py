@@ -72,6 +72,22 @@ def test_a_pattern_that_fits_nothing_is_a_misconfiguration_or_where_asked_a_warn
         fit(module, EightBitOptimizer(overrides=wrong, strict=False))
 
 
+def test_a_pattern_that_fits_frozen_parameters_only_is_a_warning():
+    class HalfFrozen(Model):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(p for p in self.parameters() if p.requires_grad)
+
+    module = HalfFrozen()
+    module.embed.requires_grad_(False)
+    patterns = {"embed.*": {"optim_bits": 8}, "*.weight": {"weight_decay": 0.1}, "head.*": {"lr": 0.1}}
+    with pytest.warns(UserWarning, match="which no optimizer has") as said:
+        fit(module, EightBitOptimizer(overrides=patterns))
+    idle = [str(one.message) for one in said if "which no optimizer has" in str(one.message)]
+    assert idle == [
+        "EightBitOptimizer('embed.*') fits only embed.weight, which no optimizer has: frozen, or left out of it"
+    ]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -425,6 +441,19 @@ def test_an_optimizer_that_is_none_or_has_no_twin_is_named_by_mixin_and_decorato
         eight_bit_optimizer(Bare)
     with pytest.warns(UserWarning, match="NAdam has no 8-bit twin and stays as it is, .*; no hint holds for it"):
         Mixed(optimizer_class=torch.optim.NAdam).configure_optimizers()
+
+
+def test_a_mixin_that_would_not_be_heard_is_refused():
+    with pytest.raises(TypeError, match=r"Late: LightningModule stands before .* class Late\(EightBitOptimizerMixin, "):
+
+        class Late(pl.LightningModule, EightBitOptimizerMixin):
+            pass
+
+    class Own(pl.LightningModule, EightBitOptimizerMixin):  # it does without the mixin's
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    assert Own.configure_optimizers is not EightBitOptimizerMixin.configure_optimizers
 
 
 def test_the_decorated_class_is_the_same_and_its_hyperparameters_are_saved(tmp_path):

@@ -275,6 +275,26 @@ class GlobalOptimManager:
             for (name, parameter), hints in zip(first.values(), found, strict=True)
         ]
 
+    def idle_patterns(self, model: nn.Module, trained: Iterable[Tensor]) -> list[str]:
+        """Says of every pattern of `override_named` that fits parameters, but none that trains, what it fits.
+
+        Args:
+            model: The names' root.
+            trained: The parameters of all its optimizers.
+        """
+        held = set(map(id, trained))
+        fits: dict[str, list[tuple[str, bool]]] = {}
+        for name, parameter, given in self.named_hints(model):
+            for source in (hint.source for hint in given if hint.level is Level.PATTERN):
+                fits.setdefault(source, []).append((name, id(parameter) in held))
+        said = []
+        for source, found in fits.items():
+            if not any(trains for _, trains in found):
+                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+                some = ", ".join(name for name, _ in found[:3])
+                said.append(f"{source} fits only {some}{more}, which no optimizer has: frozen, or left out of it")
+        return said
+
     def parameter_names(self) -> dict[int, str]:
         """By ``id(parameter)``: its name in the largest known module that holds it."""
         with self._lock:

@@ -117,7 +117,7 @@ def _matcher(key: str) -> Any:
 
 def _nothing_found(module: nn.Module, key: Key) -> str:
     if isinstance(key, type):
-        return f"{type(module).__name__} has no parameter in a {key.__name__}"
+        return f"{type(module).__name__} has no {key.__name__} with a parameter"
     known = [name for name, _ in names(module)]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     if any(name.startswith(f"{key}.") for name in known):
