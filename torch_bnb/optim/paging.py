@@ -137,24 +137,22 @@ class Chunk:
 
     def settle_in(self, room: Tensor) -> "Chunk":
         """The same with state in a room on the device, uint8 of at least `nbytes`. Nothing is copied yet."""
-        taken = 0
-
-        def place(tensor: Tensor) -> Tensor:
-            nonlocal taken
-            if tensor.numel() == 0:
-                return tensor
-            here = room[taken : taken + tensor.nbytes].view(tensor.dtype)
-            taken += _aligned(tensor.nbytes)
-            return here
-
-        values, absmax = list(map(place, self.values)), list(map(place, self.absmax))
-        return Chunk(self.params, self.grads, values, absmax, self.keywords)
+        count, state = len(self.values), [*self.values, *self.absmax]
+        taken = [_aligned(tensor.nbytes) for tensor in state]
+        room = room[: sum(taken)]
+        places = {
+            dtype: room.view(dtype).split([nbytes // dtype.itemsize for nbytes in taken])
+            for dtype in {tensor.dtype for tensor in state}
+        }
+        here = [_part(places[tensor.dtype][i], 0, tensor.numel()) for i, tensor in enumerate(state)]
+        return Chunk(self.params, self.grads, here[:count], here[count:], self.keywords)
 
     def copy_state_to(self, other: "Chunk") -> None:
         """Copies its state into the other's, without waiting."""
-        for source, target in zip((*self.values, *self.absmax), (*other.values, *other.absmax), strict=True):
-            if source.numel() > 0:
-                target.copy_(source, non_blocking=True)
+        sources = [tensor for tensor in (*self.values, *self.absmax) if tensor.numel() > 0]
+        targets = [tensor for tensor in (*other.values, *other.absmax) if tensor.numel() > 0]
+        if targets:
+            torch._foreach_copy_(targets, sources, non_blocking=True)
 
     def step(self, rule: str, scalars: Mapping[str, float]) -> None:
         """Steps it; its state is on the device."""
@@ -163,6 +161,15 @@ class Chunk:
 
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 1 else tensor.view(-1)
+
+
+def _part(tensor: Tensor, begin: int, end: int) -> Tensor:
+    """Elements of a contiguous tensor: itself, if that is all."""
+    return tensor if end - begin == tensor.numel() else tensor.view(-1)[begin:end]
 
 
 @dataclass
@@ -208,20 +215,21 @@ class PagedCall(Call):
             lanes.stepping.wait(lanes.leaving.mark())
 
     def _chunks(self, names: Mapping[str, bool]) -> list[Chunk]:
-        params, grads, values, absmax = ([tensor.view(-1) for tensor in part] for part in self.tensors(names))
+        params, grads, values, absmax = self.tensors(names)
+        values, absmax = list(map(_flat, values)), list(map(_flat, absmax))  # as they lie in a room
         count = len(params)
         states = range(len(names))
         units = [self._unit(i) for i in range(count)]
         nbytes = [value.nbytes + its.nbytes for value, its in zip(values, absmax, strict=True)]
         extents = [Extent(p.numel(), units[i], sum(nbytes[i::count])) for i, p in enumerate(params)]
 
+        def of_elements(tensor: Tensor, piece: Piece) -> Tensor:
+            return _part(tensor, piece.begin, min(piece.end, tensor.numel()))  # of a state that is not there: nothing
+
         def of_blocks(tensor: Tensor, piece: Piece) -> Tensor:
             unit = units[piece.index]
             each = tensor.numel() // max(1, math.ceil(params[piece.index].numel() / unit))
-            return tensor[piece.begin // unit * each : math.ceil(piece.end / unit) * each]
-
-        def of_elements(tensor: Tensor, piece: Piece) -> Tensor:
-            return tensor[piece.begin : piece.end]
+            return _part(tensor, piece.begin // unit * each, math.ceil(piece.end / unit) * each)
 
         return [
             Chunk(
