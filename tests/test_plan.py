@@ -64,13 +64,6 @@ def test_steps_that_are_alike_are_planned_once(name, plans, readable, monkeypatc
     assert len(plans) <= 2
 
 
-def test_steps_with_percentile_clipping_are_planned_once_too(plans):
-    params, optimizer = start(percentile_clipping=50)
-    for seed in range(5):
-        step(params, optimizer, seed)
-    assert len(plans) <= 2
-
-
 def nothing(params, optimizer):
     pass
 
@@ -85,6 +78,13 @@ def strided_gradient(params, optimizer):
 
 def strided_parameter(params, optimizer):
     params[3].data = params[3].data.t().contiguous().t()  # as module.to(memory_format=torch.channels_last) does
+
+
+def sparse_gradient(params, optimizer):
+    if optimizer.layerwise:
+        return  # which takes none
+    rows = torch.tensor([[1, 0]]) if params[3].grad[0, 0] > 0 else torch.tensor([[1]])
+    params[3].grad = torch.sparse_coo_tensor(rows, params[3].grad[: rows.numel()], SHAPES[3], check_invariants=True)
 
 
 def other_dtype(params, optimizer):
@@ -153,10 +153,21 @@ def moved_parameter(params, optimizer):
 
 
 EVENTS = [
-    no_gradient, strided_gradient, strided_parameter, other_dtype, other_rates,
+    no_gradient, strided_gradient, strided_parameter, sparse_gradient, other_dtype, other_rates,
     fewer_bits, hint, clipped, no_history, no_rate, no_state, other_count, reloaded,
     moved_state, shared_state, moved_parameter, skipped_zeros, nothing,
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", [nothing, strided_gradient, strided_parameter, sparse_gradient])
+@pytest.mark.parametrize("percentile", [100, 50])
+def test_steps_that_are_alike_are_planned_once_also_where_tensors_are_copied_or_clipped(event, percentile, plans):
+    params, optimizer = start(percentile_clipping=percentile)
+    for seed in range(5):
+        give_gradients(params, seed)
+        event(params, optimizer)
+        optimizer.step()
+    assert len(plans) <= 2
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -182,6 +193,10 @@ def test_tensors_that_are_handed_over_step_as_those_that_are_known_by_address(na
     percentile=st.sampled_from([100, 50]),
 )
 @example(events=[nothing, nothing, no_history, nothing], name="sgd", percentile=50)
+@example(events=[strided_gradient] * 4 + [nothing, strided_gradient], name="adamw", percentile=50)
+@example(events=[strided_parameter] * 4 + [nothing, no_gradient], name="lamb", percentile=100)
+@example(events=[sparse_gradient] * 5 + [nothing, sparse_gradient], name="adamw", percentile=50)
+@example(events=[sparse_gradient] * 3 + [fewer_bits, other_count, sparse_gradient], name="sgd", percentile=100)
 def test_a_kept_plan_steps_as_a_new_one_whatever_happens_in_between(events, name, percentile):
     bnb.optim.GlobalOptimManager.get_instance().initialize()
     ours, kept = start(name, percentile_clipping=percentile)
@@ -202,15 +217,18 @@ def test_a_kept_plan_steps_as_a_new_one_whatever_happens_in_between(events, name
                 assert equal.all(), (event, key)
 
 
-def test_a_plan_keeps_no_parameter_and_no_gradient_alive():
+@pytest.mark.parametrize("event", [nothing, strided_gradient, strided_parameter, sparse_gradient])
+def test_a_plan_keeps_no_parameter_and_no_gradient_alive(event):
     params, optimizer = start()
     for seed in range(3):
-        step(params, optimizer, seed)
+        give_gradients(params, seed)
+        event(params, optimizer)
+        optimizer.step()
     gradients = [weakref.ref(parameter.grad) for parameter in params]
     optimizer.zero_grad()
     gc.collect()
     assert all(gradient() is None for gradient in gradients)
-    assert not any(planned.call.params for planned in optimizer._plan._planned)
+    assert not any(planned.call.params or planned.call.put_back for planned in optimizer._plan._planned)
 
 
 def test_a_gradient_that_goes_wrong_later_is_an_error_before_anything_moves():

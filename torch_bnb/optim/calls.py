@@ -12,7 +12,6 @@ from torch import Tensor
 from torch_bnb import ops
 from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
-from torch_bnb.optim.sparse import Touched
 from torch_bnb.optim.state import State
 
 
@@ -57,25 +56,49 @@ class Call:
     """What the tensors were when they were looked at: dtype, device, size."""
     put_back: list[Callable[[], Any]] = field(default_factory=list)
     """For parameters in whose place a copy stands in `params`."""
+    copies: bool = False
+    """Whether there is a copy of a parameter or a gradient, which is one of this step only."""
 
     def add(self, parameter: Tensor, grad: Tensor, state: State, step: int, grid: Grid | None) -> None:
         """Adds a parameter whose state is prepared; of a sharded one what is here."""
         self.stepped.append(state)
         self.steps.append(step)
-        if grad.layout is torch.sparse_coo:
-            piece = Touched(parameter, grad, state, self.active, by_row=grid is not None)
-            self.put_back.append(piece.put_back)
-            contiguous, grad, state = piece.parameter, piece.grad, piece.state
-        elif not parameter.is_contiguous():
-            contiguous = parameter.contiguous()
-            self.put_back.append(partial(parameter.copy_, contiguous))
-        else:
-            contiguous = parameter
-        self.params.append(contiguous)
-        self.grads.append(grad.contiguous())
-        self.states.append(state)
         if grid is not None:
             self.grids.append(grid)
+        self.put(parameter, grad, state)
+
+    def put(self, parameter: Tensor, grad: Tensor, state: State) -> None:
+        """Puts in what the operator gets of a parameter."""
+        contiguous, its = _contiguous(parameter), _contiguous(grad)
+        if contiguous is not parameter:
+            self.put_back.append(partial(parameter.copy_, contiguous))
+        self.copies |= contiguous is not parameter or its is not grad
+        self.params.append(contiguous)
+        self.grads.append(its)
+        self.states.append(state)
+
+    def take(self, params: list[Tensor], grads: list[Tensor], names: Mapping[str, bool]) -> bool:
+        """Takes the parameters and gradients of another step, in the order in which they were added.
+
+        Args:
+            params: Of sharded ones what is here.
+            grads: Theirs.
+            names: The rule's states.
+
+        Returns:
+            Whether the operator's tensors are like those of the last step, wherever they lie.
+        """
+        if self.copies:
+            self.put_all(params, grads)
+        else:
+            self.params, self.grads = params, grads
+        return self.look(names)
+
+    def put_all(self, params: list[Tensor], grads: list[Tensor]) -> None:
+        """Puts in parameters and gradients anew."""
+        self.params, self.grads, self.states = [], [], []
+        for parameter, grad, state in zip(params, grads, self.stepped, strict=True):
+            self.put(parameter, grad, state)
 
     def look(self, names: Mapping[str, bool]) -> bool:
         """Looks at the operator's tensors.
@@ -93,12 +116,12 @@ class Call:
         if self.headers is not None:
             self.layout = self.headers.table[:, 1:]
             return isinstance(before, Tensor) and torch.equal(before, self.layout)
-        self.layout = list(map(_layout, tensors))
+        self.layout = list(map(layout_of, tensors))
         return self.layout == before
 
     def release(self) -> None:
         """Lets go of parameters and gradients."""
-        self.params, self.grads, self.headers = [], [], None
+        self.params, self.grads, self.headers, self.put_back = [], [], None, []
 
     def finds_state(self) -> bool:
         """Whether the states that are prepared are still where they were, as far as it cannot be seen at the call."""
@@ -152,6 +175,11 @@ class Call:
             ops.update(rule, *self.tensors(names), self.scalars, **self.keywords())
 
 
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
+def layout_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Everything about a tensor but where it lies."""
     strided = tensor.layout is torch.strided
     return tensor.layout, tensor.dtype, tensor.device, tensor.numel(), strided and tensor.is_contiguous()
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor.contiguous() if tensor.layout is torch.strided else tensor

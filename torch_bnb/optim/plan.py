@@ -19,6 +19,7 @@ from torch_bnb.optim import state as storage
 from torch_bnb.optim.calls import Call, Grid
 from torch_bnb.optim.paging import PagedCall
 from torch_bnb.optim.slots import Group, Slot
+from torch_bnb.optim.sparse import SparseCall
 from torch_bnb.optim.state import Form
 
 if TYPE_CHECKING:
@@ -144,18 +145,16 @@ class Plan:
         sharded, form = sharding.is_sharded(parameter), storage.wanted(config, parameter)
         here, own_grad = sharding.local(parameter), sharding.local_grad(grad, parameter)
         percentile, sparse = config["percentile_clipping"], grad.layout is torch.sparse_coo
-        self._keeps &= not sparse and own_grad.is_contiguous() and here.is_contiguous()
         groups = sharding.groups_of(parameter)
         grid = grid_of(parameter) if sharded or form is Form.ROWS else None
         away = host.is_away(config, parameter)
         place = (parameter.device, one.key, percentile, sparse, sharded, away, grid is None, *groups)
         if place not in planned:
-            call = Call(*situation.numbers, percentile, groups)
             if away:
                 call = PagedCall(*situation.numbers, percentile, whole=measures(optimizer, config))
+            else:
+                call = (SparseCall if sparse else Call)(*situation.numbers, percentile, groups)
             planned[place] = Planned(call, sharded=sharded)
-            if sparse:
-                planned[place].call.arguments = {**situation.numbers[1], "skip_zeros": True}
         own = planned[place]
         own.situations.setdefault(id(situation), (situation, len(own.indices)))
         own.indices.append(one.index)
@@ -216,17 +215,17 @@ class Plan:
 
     def _renew_call(self, planned: Planned, optimizer: "BlockwiseOptimizer", params: list[Tensor]) -> bool:
         call = planned.call
-        if [state.get("step") for state in call.states] != call.steps or not call.finds_state():
+        if [state.get("step") for state in call.stepped] != call.steps or not call.finds_state():
             return False
-        call.params = [params[index] for index in planned.indices]
-        call.grads = [parameter.grad for parameter in call.params]
-        if any(grad is None for grad in call.grads):
+        its = [params[index] for index in planned.indices]
+        grads = [parameter.grad for parameter in its]
+        if any(grad is None for grad in grads):
             return False
         if planned.sharded:
-            if not all(map(sharding.is_sharded, call.grads)):
+            if not all(map(sharding.is_sharded, grads)):
                 return False
-            call.grads = [sharding.local_grad(grad, p) for p, grad in zip(call.params, call.grads, strict=True)]
-            call.params = list(map(sharding.local, call.params))
+            grads = [sharding.local_grad(grad, p) for p, grad in zip(its, grads, strict=True)]
+            its = list(map(sharding.local, its))
         scalars: dict[str, float] | None = None
         for situation, position in planned.situations.values():
             config = situation.slot.config(optimizer.param_groups[situation.group])
@@ -239,7 +238,7 @@ class Plan:
             scalars = numbers[0]
         call.scalars = scalars or call.scalars
         call.steps = [step + 1 for step in call.steps]
-        return call.look(optimizer.states)
+        return call.take(its, grads, optimizer.states)
 
 
 def measures(optimizer: "BlockwiseOptimizer", config: Group) -> bool:

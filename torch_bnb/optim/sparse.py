@@ -6,11 +6,15 @@ its block's absmax.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from torch_bnb.codec import BLOCK_SIZE, blocks
+from torch_bnb.optim.calls import Call, layout_of
 from torch_bnb.optim.state import State, absmax_key, codes_key
 
 _ALMOST_ZERO = 1.2e-38  # a touched element's zero gradient is not "no gradient"; the smallest normal float32
@@ -66,3 +70,47 @@ class Touched:
             if key != "step":
                 where = self._blocks if key.endswith("_absmax") else self._covered
                 self._whole[key].view(-1)[where] = value
+
+
+@dataclass
+class SparseCall(Call):
+    """A call of parameters with sparse gradients, of which the operator gets the touched blocks."""
+
+    copies: bool = True
+
+    @override
+    def put(self, parameter: Tensor, grad: Tensor, state: State) -> None:
+        piece = Touched(parameter, grad, state, self.active, by_row=bool(self.grids))
+        self.put_back.append(piece.put_back)
+        self.params.append(piece.parameter)
+        self.grads.append(piece.grad)
+        self.states.append(piece.state)
+        self.layout = [*(self.layout or ()), _seen(parameter, grad, state)]
+
+    @override
+    def take(self, params: list[Tensor], grads: list[Tensor], names: Mapping[str, bool]) -> bool:
+        """Which rows are touched differs from step to step, so what they are of is compared."""
+        before, self.layout = self.layout, None
+        if list(map(_seen, params, grads, self.stepped)) != before:
+            return False
+        self.put_all(params, grads)
+        return True
+
+    @override
+    def keywords(self) -> dict[str, Any]:
+        return {**super().keywords(), "skip_zeros": True}
+
+    @override
+    def look(self, names: Mapping[str, bool]) -> bool:
+        return True
+
+    @override
+    def release(self) -> None:
+        super().release()
+        self.states = []
+
+
+def _seen(parameter: Tensor, grad: Tensor, state: State) -> tuple[Any, ...]:
+    tensors = {key: layout_of(value) for key, value in state.items() if isinstance(value, Tensor)}
+    sparse = grad.layout is torch.sparse_coo
+    return layout_of(parameter), layout_of(grad), sparse and grad.sparse_dim(), tensors
