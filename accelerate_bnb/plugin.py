@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from accelerate_bnb import settings
-from torch_bnb import OverrideError, OverrideSpec, optim_overrides, param_groups
+from torch_bnb import OverrideSpec, check_overrides, param_groups
 from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager, by_name
 
 
@@ -38,8 +38,9 @@ class BnbOptimizerPlugin:
         config_file (`str`, *optional*):
             A YAML or JSON file with the fields above and below, or a config file of Accelerate's with a `bnb_config:`
             section.
-        embeddings_32bit (`bool`, *optional*, defaults to `True`):
-            `nn.Embedding` weights keep 32-bit state unless a hint says otherwise.
+        embeddings_32bit (`bool`, *optional*):
+            `nn.Embedding` weights keep 32-bit state unless a hint says otherwise. By default they do, unless the model
+            was registered with another word.
         paged (`bool`, *optional*, defaults to `False`):
             State in host memory that the GPU reaches.
         strict (`bool`, *optional*, defaults to `True`):
@@ -91,7 +92,7 @@ class BnbOptimizerPlugin:
         if self.config_file is None:
             self.config_file = environment.get("config_file")
         in_file = settings.from_file(self.config_file) if self.config_file is not None else {}
-        defaults = {"optimizer": "adamw", "embeddings_32bit": True, "paged": False, "strict": True}
+        defaults = {"optimizer": "adamw", "paged": False, "strict": True}
         for known in fields(self):
             for source in (environment, in_file, defaults):
                 if getattr(self, known.name) is None:
@@ -102,13 +103,10 @@ class BnbOptimizerPlugin:
 
     def _check(self) -> None:
         for name in ("embeddings_32bit", "paged", "strict"):
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(getattr(self, name), (bool, type(None))):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
-        for pattern, config in (self.overrides or {}).items():
-            try:
-                optim_overrides({pattern: config})  # checks it; the decorator that it returns is not needed
-            except OverrideError as error:
-                raise OverrideError(f"overrides[{pattern!r}]: {error}") from None
+        if self.overrides is not None:
+            check_overrides(self.overrides)
         self.optimizer_class([torch.zeros(1, requires_grad=True)], **self.optimizer_options())
 
     @property
@@ -145,7 +143,7 @@ class BnbOptimizerPlugin:
         manager = GlobalOptimManager.get_instance()
         manager.register_parameters(model, self.embeddings_32bit)
         if self.overrides:
-            manager.override_named(model, self.overrides, self.strict, source="BnbOptimizerPlugin")
+            manager.say_named(model, self.overrides, self.strict, source="BnbOptimizerPlugin")
 
     def create_optimizer(
         self,

@@ -38,7 +38,7 @@ def misconfigurations() -> Iterator[None]:
 def register(
     module: "pl.LightningModule", overrides: Overrides | None, embeddings_32bit: bool | None, strict: bool
 ) -> None:
-    """Makes a module known with the hints that it declares, and says the callback's patterns about it anew.
+    """Makes a module known with the hints that it declares, and says the callback's patterns about it.
 
     Args:
         module: The one to be trained.
@@ -51,9 +51,7 @@ def register(
     """
     manager = GlobalOptimManager.get_instance()
     manager.register_parameters(module, embeddings_32bit)
-    manager.forget_named(module, SOURCE)
-    if overrides:
-        manager.override_named(module, overrides, strict=strict, source=SOURCE)
+    manager.say_named(module, overrides or {}, strict, SOURCE, only=True)
 
 
 def replaced(configured: Any, optim_bits: int) -> Any:

@@ -5,10 +5,11 @@ from dataclasses import fields
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 import torch_bnb as bnb
-from accelerate_bnb import BnbOptimizerPlugin, optimizer_factory
+from accelerate_bnb import BnbOptimizerPlugin, optimizer_factory, prepare
 
 
 class Model(nn.Module):
@@ -243,3 +244,18 @@ def test_a_pattern_that_fits_frozen_parameters_only_is_a_warning():
     with pytest.warns(UserWarning, match=message) as said:
         plugin.create_optimizer(model)
     assert len(said) == 1
+
+
+def test_hints_that_went_into_groups_do_not_apply_again_when_prepare_registers_the_model():
+    plugin = BnbOptimizerPlugin(lr=1e-2, overrides={"head.bias": {"lr_scale": 0.5}})
+    model = Model()
+    optimizer = plugin.create_optimizer(model, as_groups=True)
+    _, optimizer = prepare(Accelerator(cpu=True), model, optimizer, plugin=plugin)
+    assert bnb.optim.GlobalOptimManager.get_instance().explain(optimizer)["head.bias"].lr == 0.005
+
+
+def test_a_word_about_embeddings_is_not_overruled_by_the_default():
+    model = Model()
+    bnb.optim.GlobalOptimManager.get_instance().register_parameters(model, embeddings_32bit=False)
+    assert bits(BnbOptimizerPlugin().create_optimizer(model))["embed.weight"] == 8
+    assert bits(BnbOptimizerPlugin(embeddings_32bit=True).create_optimizer(model))["embed.weight"] == 32

@@ -4,7 +4,7 @@ import copy
 import io
 import pickle
 
-import numpy
+import numpy as np
 import pytest
 import seeded
 import torch
@@ -271,8 +271,8 @@ def test_a_hint_given_after_unpickling_in_another_process_is_the_later_one(manag
 
 
 def test_numbers_of_numpy_are_kept_as_pythons():
-    options = {"lr": numpy.float32(0.5), "betas": tuple(numpy.array([0.9, 0.99, 0.999])), "alpha": numpy.float64(2)}
-    counts = {"t_alpha": numpy.int64(10), "t_beta3": numpy.int32(20), "seed": numpy.uint8(3)}
+    options = {"lr": np.float32(0.5), "betas": tuple(np.array([0.9, 0.99, 0.999])), "alpha": np.float64(2)}
+    counts = {"t_alpha": np.int64(10), "t_beta3": np.int32(20), "seed": np.uint8(3)}
     optimizer = bnb.optim.AdEMAMix([torch.zeros(3, requires_grad=True)], **options, **counts)
     group = through_a_file(optimizer.state_dict())["param_groups"][0]
     assert all(type(group[key]) is int for key in counts)
@@ -312,3 +312,16 @@ def test_a_damaged_checkpoint_is_an_error_and_changes_nothing(damage, message):
         optimizer.load_state_dict(saved)
     same_state(before, optimizer)
     run(params, optimizer, range(2, 3))
+
+
+def test_numpys_numbers_in_groups_are_saved_as_pythons(tmp_path):
+    optimizer = bnb.optim.AdamW([torch.ones(5, requires_grad=True)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + np.cos(step / 10)))
+    optimizer.step()
+    schedule.step()
+    optimizer.param_groups[0]["betas"] = (np.float32(0.5), 0.9)
+    assert isinstance(optimizer.param_groups[0]["lr"], np.float64)
+    saved = optimizer.state_dict()["param_groups"][0]
+    assert type(saved["lr"]) is float and type(saved["betas"][0]) is float
+    bnb.checkpoint.save(optimizer.state_dict(), tmp_path / "o.pt")
+    assert bnb.checkpoint.load(tmp_path / "o.pt")["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]

@@ -382,3 +382,29 @@ except ModuleNotFoundError as error:
         str(total),
         "Writing torchao's form needs its tensor class: pip install torchao",
     ]
+
+
+def test_sgd_with_dampening_goes_on_from_torchs_state_as_torch_does():
+    there = parameters()
+    options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
+    old = torch.optim.SGD(there, **options)
+    train(there, old, range(3))
+    here = clones(there)
+    new = bnb.optim.SGD(here, **options)
+    new.load_state_dict(old.state_dict())
+    train(there, old, range(3, 5))
+    train(here, new, range(3, 5))
+    for p, q in zip(here, there, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize(("old", "new", "how"), [("AdamW", "Adam", "apart from"), ("Adam", "AdamW", "as a part of")])
+def test_weight_decay_that_changes_its_kind_is_a_warning(old, new, how):
+    params = parameters()
+    state = getattr(torch.optim, old)(params, weight_decay=0.1).state_dict()
+    with pytest.warns(UserWarning, match=f"^the weights decayed {how} the gradient: {old} goes on as it did"):
+        getattr(bnb.optim, new)(params).load_state_dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        getattr(bnb.optim, old)(params).load_state_dict(state)
+        getattr(bnb.optim, new)(params).load_state_dict(getattr(torch.optim, old)(params, weight_decay=0).state_dict())

@@ -1,6 +1,7 @@
 """Hints by pattern and type, precedence and its explanation, files, groups, plans."""
 
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -302,8 +303,31 @@ def test_what_a_plugin_takes_back_leaves_what_the_user_said_of_the_same_name(man
     manager.override_named(model, {"weight": {"lr": 0.25}}, source="plugin")
     row = manager.explain(optimizer)["weight"]
     assert row.lr == 0.25 and row.losers == {"lr": ["override_named('weight')"]}
-    manager.forget_named(model, "plugin")
+    manager.say_named(model, {}, strict=True, source="plugin", only=True)
     assert manager.explain(optimizer)["weight"].lr == 0.5
+
+
+def test_what_a_plugin_says_again_keeps_its_place_among_all_words(manager):
+    model = nn.Linear(4, 4)
+    patterns = {"weight": {"lr_scale": 0.5}, "bias": {"lr": 0.25}}
+
+    def say(**how):
+        manager.say_named(model, patterns, strict=True, source="plugin", **how)
+
+    say()
+    groups = bnb.param_groups(model, lr=0.1)
+    manager.override_named(model, {"bias": {"lr": 0.5}})
+    say()
+    say(only=True)
+    rows = manager.explain(AdamW(groups, lr=0.1))
+    assert rows["weight"].lr == 0.05 and rows["weight"].overrides == {}
+    assert rows["bias"].lr == 0.5
+    patterns["weight"] = {"lr_scale": 0.25}  # this is new, and so are all in its place
+    say(only=True)
+    rows = manager.explain(AdamW(model.named_parameters(), lr=0.1))
+    assert rows["weight"].lr == 0.025 and rows["bias"].lr == 0.25
+    with pytest.raises(OverrideError, match=r"plugin\('haed'\): Linear has no parameter 'haed'"):
+        manager.say_named(model, {"haed": {"lr": 1.0}}, strict=True, source="plugin")
 
 
 def test_threads_lose_no_hint(manager):
@@ -437,6 +461,19 @@ def test_hints_do_not_move_to_parameters_that_only_take_the_position(manager):
     assert rates() == [0.01, 0.01]
 
 
+def test_a_hint_stays_with_its_living_parameter_when_another_known_one_takes_its_place(manager):
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    manager.register_parameters(model)
+    manager.override_config(model[0].weight, "lr", 0.5)
+    optimizer = AdamW(model[0].parameters(), lr=0.01)
+    optimizer.param_groups[0]["params"] = list(model[1].parameters())
+    assert manager.explain(optimizer)["1.weight"].lr == 0.01
+    master = nn.Parameter(model[0].weight.detach().clone())  # a copy that an engine steps in a parameter's place
+    optimizer = AdamW(model[0].parameters(), lr=0.01)
+    optimizer.param_groups[0]["params"] = [master]
+    assert manager.explain(optimizer)[0].lr == 0.5
+
+
 def test_a_hint_moves_with_its_parameter_and_does_not_spread(manager):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
     manager.register_parameters(model)
@@ -458,6 +495,43 @@ def test_an_explicit_word_about_embeddings_stays(manager):
     outer = nn.ModuleList([model])
     manager.register_parameters(outer, embeddings_32bit=True)
     assert manager.explain(AdamW(model.parameters(), optim_bits=8))["0.embed.weight"].bits == 32
+
+
+def test_a_word_about_embeddings_holds_through_wrappers_until_a_later_one(manager):
+    def bits(outer):
+        optimizer = AdamW(outer.parameters(), optim_bits=8)
+        return next(row.bits for row in manager.explain(optimizer) if row.name.endswith("embed.weight"))
+
+    inner = Model()
+    outer = nn.ModuleList([inner])
+    manager.register_parameters(inner, embeddings_32bit=False)
+    manager.register_parameters(outer)
+    assert bits(outer) == 8
+    assert not any("optim_bits" in group for group in bnb.param_groups(torch.compile(inner, backend="eager")))
+    manager.register_parameters(outer, embeddings_32bit=True)
+    assert bits(outer) == 32
+    manager.register_parameters(inner, embeddings_32bit=False)
+    assert bits(outer) == 8
+    loaded = pickle.loads(pickle.dumps(outer))
+    manager.register_parameters(loaded)
+    assert bits(loaded) == 8
+
+
+def test_the_default_for_embeddings_holds_as_soon_as_a_group_asks_for_8_bits(manager):
+    model = Model()
+    manager.register_parameters(model)
+    optimizer = AdamW(model.parameters())
+    optimizer.param_groups[0]["optim_bits"] = 8
+    assert manager.explain(optimizer)["embed.weight"].bits == 32
+
+
+def test_an_embedding_whose_weight_is_no_parameter_has_no_default(manager):
+    model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 64))
+    weight = model[0].weight.detach()
+    del model[0].weight
+    model[0].register_buffer("weight", weight)
+    manager.register_parameters(model)
+    assert [row.bits for row in manager.explain(AdamW(model.parameters(), optim_bits=8))] == [8, 32]
 
 
 def test_bits_that_a_group_says_stay_through_a_rebuild_and_a_checkpoint(manager):

@@ -4,6 +4,8 @@ import copy
 import gc
 import io
 import pickle
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -129,6 +131,32 @@ def test_parameters_with_hints_load_with_weights_only():
     file.seek(0)
     weight, _ = torch.load(file, weights_only=True)
     assert torch.equal(weight, net.first.weight)
+
+
+OTHER_PROCESS = """
+import sys, torch, torch_bnb as bnb
+manager = bnb.optim.GlobalOptimManager.get_instance()
+for _ in range(5):
+    manager.initialize()
+net = torch.nn.Linear(64, 64)
+for _ in range(20):
+    manager.override_config(net.weight, "lr_scale", 0.5)
+torch.save(net, sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("forgets", [0, 9])
+def test_hints_on_parameters_from_another_process_are_as_if_said_here(forgets, tmp_path):
+    subprocess.run([sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "net.pt")], check=True)
+    manager = GlobalOptimManager.get_instance()
+    for _ in range(forgets):
+        manager.initialize()
+    net = torch.load(tmp_path / "net.pt", weights_only=False)
+    optimizer = AdamW(bnb.param_groups(net, lr=0.01), lr=0.01)
+    assert manager.explain(optimizer)["weight"].lr == 0.005
+    assert manager.explain(AdamW(net.named_parameters(), lr=0.01))["weight"].lr == 0.005
+    manager.initialize()
+    assert manager.explain(AdamW(net.named_parameters(), lr=0.01))["weight"].lr == 0.01
 
 
 def test_a_hint_outlives_its_parameter_beside_an_unpickled_twin():

@@ -78,6 +78,24 @@ def test_a_row_may_come_several_times_and_its_zero_elements_are_gradients_too():
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", DENSE_RULES)
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("percentile", [100, 50])
+def test_zeros_in_touched_rows_do_what_they_do_in_a_dense_gradient(name, bits, percentile):
+    make, lr = CASES[name].optimizer, CASES[name].lr
+    options = {"optim_bits": bits, "percentile_clipping": percentile}
+    params = [torch.ones(600, 9, requires_grad=True) for _ in range(2)]
+    optimizers = [make([p], lr=lr, **options) for p in params]
+    for size in (1.0, 1.0, 50.0):  # the last one is clipped
+        grad = torch.full((600, 9), size)
+        grad[:, 3] = 0
+        params[0].grad = torch.sparse_coo_tensor(torch.arange(600)[None], grad.clone(), check_invariants=True)
+        params[1].grad = grad
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(*params, rtol=1e-6, atol=1e-6)
+
+
 def test_the_operator_sees_only_what_is_touched(monkeypatch):
     seen = []
     update = bnb.ops.update

@@ -1,5 +1,7 @@
 """What the step does beside arithmetic."""
 
+import contextlib
+
 import pytest
 import torch
 from cases import CASES
@@ -383,6 +385,75 @@ def test_what_is_written_into_a_group_later_is_checked_before_anything_moves():
     optimizer.param_groups[0]["optim_bits"] = 8
     optimizer.step()
     assert "exp_avg_codes" in optimizer.state[p]
+
+
+def test_options_that_do_not_go_together_are_refused_also_when_written_into_a_group_later():
+    optimizer = bnb.optim.SGD([param(5)], momentum=0.9, nesterov=True)
+    optimizer.param_groups[0]["dampening"] = 0.5
+    with pytest.raises(ValueError, match="SGD, group 0: nesterov=True needs momentum > 0 and dampening=0"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("what", ["data", "state"])
+def test_state_that_does_not_fit_is_an_error_before_any_parameter_moves(bits, what):
+    p, q = param(5000), param(4500)
+    optimizer = bnb.optim.AdamW([{"params": [p]}, {"params": [q], "lr": 0.5}], optim_bits=bits)
+    optimizer.step()
+    if what == "data":
+        q.data = torch.ones(6000)
+        q.grad = torch.ones(6000)
+    else:
+        key = "exp_avg" if bits == 32 else "exp_avg_codes"
+        optimizer.state[q][key] = optimizer.state[q][key].double()
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match=r"AdamW: parameter 0 of group 1, shape .*: its exp_avg\w* is torch"):
+        optimizer.step()
+    assert torch.equal(p, before) and optimizer.state[p]["step"] == 1
+
+
+def test_a_buffer_that_was_taken_away_begins_anew():
+    ours = param(5000)
+    theirs = ours.detach().clone().requires_grad_()
+    theirs.grad = ours.grad.clone()
+    optimizers = [lib.SGD([p], lr=0.1, momentum=0.9) for lib, p in ((bnb.optim, ours), (torch.optim, theirs))]
+    for step in range(5):
+        for optimizer, p in zip(optimizers, (ours, theirs), strict=True):
+            if step == 3:
+                del optimizer.state[p]["momentum_buffer"]
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("wrong", ["twice", "hint"])
+def test_a_group_that_cannot_be_added_is_not(wrong, manager):
+    optimizer = bnb.optim.Adam([param(5)])
+    optimizer.step()
+    q = param(5)
+    if wrong == "hint":
+        manager.override_config(q, "momentum", 0.9)
+    with (
+        pytest.warns(UserWarning, match="duplicate") if wrong == "twice" else contextlib.nullcontext(),
+        pytest.raises(ValueError, match=r"more than once|Adam has no option 'momentum'"),
+    ):
+        optimizer.add_param_group({"params": [q, q] if wrong == "twice" else [q]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step()
+    optimizer.add_param_group({"params": [param(5)]})
+    optimizer.step()
+
+
+def test_parameters_of_lazy_modules_step_once_they_have_a_shape(manager):
+    module = torch.nn.LazyLinear(4)
+    manager.register_parameters(module)
+    manager.override_named(module, {"weight": {"lr": 0.5}})
+    optimizer = bnb.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="weight belongs to a lazy module and has no shape yet; run a batch through"):
+        manager.explain(optimizer)
+    module(torch.ones(2, 3)).sum().backward()
+    before = module.weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(module.weight.detach(), before - 0.5 * 2)
 
 
 @pytest.mark.parametrize("capturable", [False, True])

@@ -1,5 +1,7 @@
 """`verify`: whether the optimizer that trains is the one that was built; wrong ones are told apart by their cause."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -62,6 +64,16 @@ def test_declared_hints_of_a_model_that_is_not_registered_are_an_error():
     bnb.optim.GlobalOptimManager.get_instance().register_parameters(net)
     bnb.verify(net, optimizer)
     assert [place.bits for place in optimizer.configurations()] == [8, 32, 32, 32]
+
+
+def test_hints_of_a_model_that_was_pickled_and_is_not_registered_are_an_error(manager):
+    net = nn.Sequential(nn.Linear(64, 64))
+    manager.override_named(net, {"0.weight": {"optim_bits": 32}})
+    loaded = pickle.loads(pickle.dumps(net))
+    with pytest.raises(bnb.VerificationError, match="Sequential was pickled with overrides, which hold for registered"):
+        bnb.verify(loaded, bnb.optim.AdamW8bit(loaded.parameters()))
+    manager.register_parameters(loaded)
+    bnb.verify(loaded, bnb.optim.AdamW8bit(loaded.parameters()))
 
 
 def test_parameters_left_out_are_named():

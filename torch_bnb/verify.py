@@ -152,14 +152,19 @@ def _why_replaced(model: nn.Module, foreign: Sequence[Tensor]) -> str:
 
 
 def _check_declarations(model: nn.Module) -> None:
-    """What classes declare holds once a module is known, which frameworks' plugins see to."""
+    """What classes declare, and what was said of a module that was pickled, holds once it is known.
+
+    Frameworks' plugins see to that.
+    """
     known = {id(module) for module in hints.known_modules()}
-    unheard = [module for module in model.modules() if id(module) not in known and declared(module)]
-    if unheard:
-        raise VerificationError(
-            f"{type(unheard[0]).__name__} declares optim_overrides, which hold for registered models only; call "
-            "GlobalOptimManager.get_instance().register_parameters(model)"
-        )
+    for module in (module for module in model.modules() if id(module) not in known):
+        said = hints.notes(module)
+        if declared(module) or (said and said.hints):
+            has = "declares optim_overrides" if declared(module) else "was pickled with overrides"
+            raise VerificationError(
+                f"{type(module).__name__} {has}, which hold for registered models only; call "
+                "GlobalOptimManager.get_instance().register_parameters(model)"
+            )
 
 
 def _check_state(inner: BlockwiseOptimizer) -> None:

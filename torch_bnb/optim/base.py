@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
@@ -108,12 +109,14 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                         f"{what}: parameter {position} of shape {tuple(parameter.shape)} is {parameter.dtype}; "
                         f"expected one of {', '.join(map(str, FLOATING))}"
                     )
+            group.setdefault("base_lr", float(group["lr"]))
+            if explicit_bits:  # stronger than the default that embeddings keep 32 bits
+                group.setdefault("explicit_bits", True)
+            if self._slots.rows:  # all groups of the constructor are looked at together
+                self._update_slots()
         except Exception:
             del self.param_groups[index]
             raise
-        group.setdefault("base_lr", float(group["lr"]))
-        if explicit_bits:  # stronger than the default that embeddings keep 32 bits
-            group.setdefault("explicit_bits", True)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -139,7 +142,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         before = self._slots.rows
         rows = self._slots.update(self.param_groups, self._checked_overrides)
         if rows is not before and self.state:
-            adopt(self.state, before, self.param_groups, self.states)
+            try:
+                adopt(self.state, before, self.param_groups, self.states)
+            except ValueError:
+                self._slots.go_back(before)  # or the next step would start from nothing
+                raise
         return rows
 
     def _checked_overrides(self, overrides: dict[str, Any], group: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -170,6 +177,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                     slot = Slot(slot.identity, assumed, self._checked_overrides(merge(assumed), group, what))
                 own = group["param_names"][i] if "param_names" in group else names.get(id(parameter))
                 config = slot.config(group)
+                if is_lazy(parameter):
+                    raise ValueError(
+                        f"{own or f'parameter {i} of group {g}'} belongs to a lazy module and has no shape yet; run a "
+                        "batch through the model first"
+                    )
                 places.append(
                     Place(
                         name=own or f"group {g}, parameter {i}",
@@ -212,7 +224,12 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     def _new_plan(self, rows: list[list[Slot]]) -> Plan | CapturedPlan:
         for index, group in enumerate(self.param_groups):  # anybody may have written into them; tensors are not asked
             plain = {key: value for key, value in group.items() if not isinstance(value, torch.Tensor)}
-            group.update(options.check(plain, self.options, f"{type(self).__name__}, group {index}"))
+            what = f"{type(self).__name__}, group {index}"
+            group.update(options.check(plain, self.options, what))
+            try:
+                self.check(group)
+            except ValueError as error:
+                raise ValueError(f"{what}: {error}") from None
         if not self._agreed:
             check_agreement(self)
         plan = (CapturedPlan if self.defaults["capturable"] else Plan)(self, rows)
@@ -253,7 +270,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         self._update_slots()
         saving.refuse_orphans(self)
         host.settle(self.state)
-        state_dict = super().state_dict()
+        state_dict = saving.plain(super().state_dict())
         return saving.portable(state_dict, self.states) if self.checkpoint_format == "portable" else state_dict
 
     @override

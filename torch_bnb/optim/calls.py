@@ -109,7 +109,10 @@ class Call:
         Returns:
             Whether they are like those of the last look, wherever they lie.
         """
-        tensors = list(chain.from_iterable(self.tensors(names)))
+        try:
+            tensors = list(chain.from_iterable(self.tensors(names)))
+        except KeyError:  # somebody has taken a state away
+            return False
         before, self.headers = self.layout, None
         if not any(map(Tensor.is_neg, chain(self.params, self.grads))):  # no header says it
             self.headers = ops.headers_of(tensors)

@@ -46,7 +46,8 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
             is under way, not ``state``.
         max_unorm: Scales an update, before the learning rate, down to this multiple of its parameter's norm; 0 is off.
             A parameter of norm 0 has no limit.
-        skip_zeros: Elements with zero gradient stay as they are, their state included.
+        skip_zeros: Elements with zero gradient stay as they are, their state included; in 8 bits that as far as the new
+            scale of its block can hold it.
         maximize: Ascend instead of descend.
         state_rounding: How 8-bit states are rounded: "nearest", "stochastic" (to either code around a number, such
             that the mean is the number), or "auto" (nearest, but stochastic for first moments that keep more than 0.99

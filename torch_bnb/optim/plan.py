@@ -286,6 +286,8 @@ def check_grad(
     elif grad.dtype not in FLOATING or grad.device != parameter.device:
         theirs = f"{grad.dtype} on {grad.device}"
         what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
+    elif unfit := storage.misfit(optimizer.state.get(parameter, {}), optimizer.states, parameter):
+        what, error = unfit, ValueError
     if error is not None:
         place = f"parameter {position} of group {group}, shape {tuple(parameter.shape)}"
         raise error(f"{name}: {place}: {what}")

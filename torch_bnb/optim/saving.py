@@ -1,6 +1,7 @@
 """A state_dict as it leaves an optimizer: native, or in a form that can be sharded by who knows nothing of 8 bits."""
 
 from collections.abc import Mapping
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -29,6 +30,22 @@ def refuse_orphans(optimizer: "BlockwiseOptimizer") -> None:
             f"first of shape {tuple(lost[0].shape)}: they were replaced or removed after they had stepped. Hand the "
             "optimizer to the framework before its first step"
         )
+
+
+def plain(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The same state_dict with Python's numbers in its groups, where schedulers may have put NumPy's.
+
+    A file with those is refused by ``torch.load(weights_only=True)``.
+    """
+    groups = [{key: _plain(value) for key, value in group.items()} for group in state_dict["param_groups"]]
+    return {**state_dict, "param_groups": groups}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(map(_plain, value))
+    foreign = isinstance(value, Number) and type(value) not in (bool, int, float, complex) and hasattr(value, "item")
+    return value.item() if foreign else value
 
 
 def portable(state_dict: dict[str, Any], states: Mapping[str, bool]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from torch_bnb.overrides import GlobalOptimManager, OverrideError
 from torch_bnb.overrides.hints import Hint, Level, identities, identity
@@ -44,7 +45,7 @@ class SlotTable:
     def __init__(self, rows: list[list[Slot]] | None = None) -> None:
         self.rows: list[list[Slot]] = rows or []
         self._is_copy = rows is not None
-        self._identities: list[tuple[list[int], list[tuple[int, int] | None]]] = []
+        self._known: list[tuple] = []
         self._seen_version: int | None = None
         GlobalOptimManager.get_instance().follow(self)
 
@@ -59,9 +60,13 @@ class SlotTable:
         if self._seen_version != manager.version or not self._fits(groups):
             version = manager.version
             self.rows = self._look_up(manager, groups, checked)
-            self._identities = [identities(group["params"]) for group in groups]
+            self._known = _what_counts(groups)
             self._seen_version = version
         return self.rows
+
+    def go_back(self, rows: list[list[Slot]]) -> None:
+        """Takes the last `update` back; the next one looks again."""
+        self.rows, self._seen_version = rows, None
 
     def receive(self, parameter: Tensor, hint: Hint) -> None:
         """Notes a hint on a parameter that is here, in case the parameter is replaced before the next `update`."""
@@ -72,7 +77,7 @@ class SlotTable:
                     slot.hints = [*slot.hints, hint]
 
     def _fits(self, groups: Sequence[Group]) -> bool:
-        return self._identities == [identities(group["params"]) for group in groups]
+        return self._known == _what_counts(groups)
 
     def _look_up(self, manager: GlobalOptimManager, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
@@ -84,9 +89,12 @@ class SlotTable:
         rows: list[list[Slot]] = [[] for _ in groups]
         shared: dict[tuple, dict[str, Any]] = {}
         for (g, i), parameter, hints in zip(places, params, found, strict=True):
-            name = names.get(id(parameter), f"parameter {i} of group {g}")
             hints = in_force(hints, groups[g])
-            overrides = checked(merge(hints), groups[g], f"override for {name}, shape {tuple(parameter.shape)}")
+            overrides = merge(hints)
+            if overrides:
+                name = names.get(id(parameter), f"parameter {i} of group {g}")
+                shape = "not known yet" if is_lazy(parameter) else tuple(parameter.shape)
+                overrides = checked(overrides, groups[g], f"override for {name}, shape {shape}")
             overrides = shared.setdefault(tuple(sorted(overrides.items())), overrides)
             rows[g].append(Slot(identity(parameter), hints, overrides))
         return rows
@@ -94,22 +102,25 @@ class SlotTable:
     def _carried(self, groups: Sequence[Group]) -> dict[tuple[int, int], list[Hint]]:
         """By place, the hints given on a Parameter that has been there, or that another has replaced there.
 
-        In a copy, all hints that held in the original.
+        If known modules hold both, neither stands for the other. In a copy, all hints that held in the original.
         """
         now = {identity(p) for group in groups for p in group["params"]}
         before = {slot.identity for row in self.rows for slot in row}
+        known = GlobalOptimManager.get_instance().known_identities() if before - now else set()
         carried = {}
         for g, (row, group) in enumerate(zip(self.rows, groups, strict=False)):
             arrived = [identity(p) for p in group["params"] if identity(p) not in before]
             if len(row) == len(group["params"]) and len(self.rows) <= len(groups):
                 for i, (slot, p) in enumerate(zip(row, group["params"], strict=True)):
                     replaced = slot.identity not in now and identity(p) not in before
+                    replaced &= not {slot.identity, identity(p)} <= known
                     if slot.identity == identity(p) or replaced:
                         carried[g, i] = [h for h in slot.hints if self._is_copy or h.level is Level.PARAMETER]
             elif arrived and any(slot.overrides and slot.identity not in now for slot in row):
                 raise OverrideError(
-                    f"group {g} held {len(row)} parameters, some with overrides, and now holds {len(group['params'])} "
-                    "others: an engine that flattens parameters sees groups only, see bnb.param_groups"
+                    f"group {g} held {len(row)} parameters, some with overrides, and now holds {len(group['params'])}, "
+                    "others among them: for which the overrides are meant cannot be told. With an engine that flattens "
+                    "parameters say them by group, see bnb.param_groups; else by name, see override_named"
                 )
         return carried
 
@@ -129,6 +140,11 @@ class Place:
     """The states that the configuration needs, and whether each has a sign."""
     bits: int
     """Of each element of state, 8 or 32."""
+
+
+def _what_counts(groups: Sequence[Group]) -> list[tuple]:
+    """What of the groups decides which hints hold."""
+    return [(group["optim_bits"], *identities(group["params"])) for group in groups]
 
 
 def _refuse_repeated(places: Sequence[tuple[int, int]], params: Sequence[Tensor]) -> None:

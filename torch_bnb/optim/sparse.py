@@ -17,7 +17,8 @@ from torch_bnb.codec import BLOCK_SIZE, blocks
 from torch_bnb.optim.calls import Call, layout_of
 from torch_bnb.optim.state import State, absmax_key, codes_key
 
-_ALMOST_ZERO = 1.2e-38  # a touched element's zero gradient is not "no gradient"; the smallest normal float32
+_ALMOST_ZERO = 2.0**-149
+"""A touched element's zero gradient, which is not "no gradient": so small that a rule's arithmetic rounds it away."""
 
 
 class Touched:
@@ -95,6 +96,14 @@ class SparseCall(Call):
             return False
         self.put_all(params, grads)
         return True
+
+    @override
+    def update(self, rule: str, names: Mapping[str, bool]) -> None:
+        if self.grad_scales is not None:  # the operator would scale what is almost zero to zero
+            for grad, scale in zip(self.grads, self.grad_scales, strict=True):
+                torch.where(grad == _ALMOST_ZERO, grad, grad * scale, out=grad)
+            self.grad_scales = None
+        super().update(rule, names)
 
     @override
     def keywords(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ sharded or in host memory; no rule, no group.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -287,6 +287,17 @@ def form_of(state: State, name: str) -> Form | None:
 def has(state: State, name: str) -> bool:
     """Whether a state is kept, in either form."""
     return name in state or codes_key(name) in state
+
+
+def misfit(state: State, names: Iterable[str], parameter: Tensor) -> str | None:
+    """What is wrong with a parameter's state, as after somebody has exchanged either's data; None if nothing is."""
+    numel = sharding.local(parameter).numel()
+    for name in names:
+        for key, dtype in ((name, torch.float32), (codes_key(name), torch.uint8)):
+            kept = state.get(key)
+            if kept is not None and (kept.dtype is not dtype or sharding.local(kept).numel() != numel):
+                return f"its {key} is {kept.dtype} of shape {tuple(kept.shape)}; expected {dtype} of the parameter's"
+    return None
 
 
 def gather(states: Sequence[State], name: str) -> tuple[list[Tensor], list[Tensor]]:

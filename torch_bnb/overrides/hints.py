@@ -6,6 +6,7 @@ reference stands in the way of ``module.to()``, which refuses to swap a tensor t
 
 import itertools
 import threading
+import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,7 +71,9 @@ class Notes:
     epoch: int
     hints: list[ModuleHint] = field(default_factory=list)
     embeddings_32bit: bool | None = None
-    """Whether its embeddings get 32-bit state unless something else was said; None: nobody said."""
+    """Whether its embeddings get 32-bit state unless something else was said; None: it was not registered."""
+    embeddings_order: int = 0
+    """When that was said, in the order of hints; 0: nobody did, and it is the default."""
 
     def add(self, hint: ModuleHint) -> None:
         """Adds one; what the same voice said before about the same options is gone."""
@@ -88,7 +91,8 @@ class Notes:
     def __reduce__(self) -> tuple:
         """Pickles as plain data, so that whoever loads the module needs no torch_bnb."""
         hints = [{**vars(hint), "level": int(hint.level)} for hint in map(inherited, self.hints)]
-        return dict, ({"hints": hints, "embeddings": self.embeddings_32bit},)
+        embeddings = self.embeddings_32bit, self.embeddings_order
+        return dict, ({"hints": hints, "embeddings": embeddings},)
 
 
 _known: "weakref.WeakKeyDictionary[nn.Module, None]" = weakref.WeakKeyDictionary()
@@ -97,6 +101,8 @@ _lock = threading.RLock()
 _numbers = itertools.count(1)
 _order = 0
 _epoch = 0
+_PROCESS = uuid.uuid4().hex
+"""Tells hints that were pickled by another process, whose epochs and orders are its own. A fork goes on with both."""
 
 
 def current_epoch() -> int:
@@ -167,17 +173,28 @@ def latest_words(given: Iterable[Hint]) -> list[Hint]:
 
 def on_parameter(parameter: Tensor) -> list[Hint]:
     """The hints given on this very tensor, in the order of writing."""
-    stored = getattr(parameter, _ON_PARAMETER, ())
-    return [Hint(level=Level.PARAMETER, **hint) for hint in stored if hint["epoch"] >= _epoch]
+    stored = getattr(parameter, _ON_PARAMETER, None)
+    if stored is None:
+        return []
+    given = [Hint(level=Level.PARAMETER, **hint) for hint in stored["hints"]]
+    if stored["process"] != _PROCESS:
+        given = taken_over(given)
+        _keep(parameter, given)
+    return [hint for hint in given if hint.epoch >= _epoch]
+
+
+def _keep(parameter: Tensor, given: Iterable[Hint]) -> None:
+    """Keeps hints on a tensor, as plain data, so that it pickles as before."""
+    plain = [{key: value for key, value in vars(hint).items() if key != "level"} for hint in given]
+    setattr(parameter, _ON_PARAMETER, {"process": _PROCESS, "hints": plain})
 
 
 def add_on_parameter(parameter: Tensor, config: Mapping[str, Any]) -> Hint:
-    """Adds one and returns it. Kept as plain data, so that the tensor pickles as before."""
+    """Adds one and returns it."""
     earlier = on_parameter(parameter)
     order = next_order(1 + max((hint.rank[0] for hint in earlier), default=0))
     hint = Hint(dict(config), Level.PARAMETER, (order,), "override_config", _epoch)
-    kept = [*superseded(earlier, hint, lambda h: h.level), hint]
-    setattr(parameter, _ON_PARAMETER, [{k: v for k, v in vars(h).items() if k != "level"} for h in kept])
+    _keep(parameter, [*superseded(earlier, hint, lambda h: h.level), hint])
     return hint
 
 
@@ -186,8 +203,9 @@ def notes(module: nn.Module) -> Notes | None:
     found = vars(module).get(_ON_MODULE)
     if isinstance(found, dict):  # unpickled, maybe from another process
         hints = [ModuleHint(**{**hint, "level": Level(hint["level"]), "epoch": _epoch}) for hint in found["hints"]]
-        next_order(1 + max((hint.order for hint in hints), default=0))
-        found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), _epoch, hints, found["embeddings"])
+        embeddings = found["embeddings"]
+        next_order(1 + max((*(hint.order for hint in hints), embeddings[1])))
+        found = vars(module)[_ON_MODULE] = Notes(weakref.ref(module), _epoch, hints, *embeddings)
     return found if found is not None and found.epoch >= _epoch else None
 
 

@@ -2,7 +2,8 @@
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -76,7 +77,8 @@ class GlobalOptimManager:
             params: A module, whose classes' ``optim_overrides`` then apply; or parameters, ``(name, parameter)`` pairs
                 or parameter groups, which are checked. Registering again is harmless, so is an empty list.
             embeddings_32bit: For a module: ``nn.Embedding`` weights below it keep 32-bit state unless a hint or their
-                group says otherwise. True at a first registration, unchanged at later ones.
+                group says otherwise. None: they do, unless somebody has said so of a module that holds them or is said
+                later; of several words the last one holds.
 
         Raises:
             TypeError: Something else was given.
@@ -89,12 +91,10 @@ class GlobalOptimManager:
             declared(module)
         with self._lock:
             notes = hints.note(params)
-            if embeddings_32bit is not None or notes.embeddings_32bit is None:
-                notes.embeddings_32bit = embeddings_32bit is not False
-            if embeddings_32bit is not None:  # the latest explicit word holds for everything below
-                for module in params.modules():
-                    if module is not params and (inner := hints.notes(module)) and inner.embeddings_32bit is not None:
-                        inner.embeddings_32bit = embeddings_32bit
+            if embeddings_32bit is not None:
+                notes.embeddings_32bit, notes.embeddings_order = embeddings_32bit, hints.next_order()
+            elif notes.embeddings_32bit is None:
+                notes.embeddings_32bit = True
             self._bind(params.modules())
             self.version += 1
 
@@ -184,20 +184,39 @@ class GlobalOptimManager:
         """
         self._add(model, patterns, Level.PATTERN, lambda key: f"{source}({spell(key)})", "override_named", strict)
 
-    def forget_named(self, model: nn.Module, source: str) -> None:
-        """Takes back everything that `override_named` said of this model under `source`.
+    def say_named(
+        self, model: nn.Module, patterns: Mapping[Key, OverrideSpec], strict: bool, source: str, only: bool = False
+    ) -> None:
+        """`override_named` for a plugin, which says the same at several points of a set-up.
 
-        A plugin that says its patterns anew at every start of a training calls it first, so that those of the last
-        training, which the user may have changed since, do not stay.
+        What it has said before keeps its place among all words: what others have said since then is still later.
 
         Args:
             model: The names' root.
-            source: As it was given to `override_named`.
+            patterns: As for `override_named`.
+            strict: As there.
+            source: As there; tells the plugin's words from others'.
+            only: Whatever else was said of the model under this source is taken back.
+
+        Raises:
+            OverrideError: As there.
+            TypeError: As there.
         """
+        checked = check_overrides(patterns, "override_named", lambda key: f"{source}({spell(key)})")
         with self._lock:
-            if (notes := hints.notes(model)) is not None:
-                notes.hints = [hint for hint in notes.hints if hint.source != f"{source}({spell(hint.key)})"]
-                self.version += 1
+            notes = hints.notes(model) or hints.note(model)
+            mine = [hint for hint in notes.hints if hint.source == f"{source}({spell(hint.key)})"]
+            said = [(hint.key, hint.config) for hint in mine]
+            known = said == list(checked.items()) if only else all(item in said for item in checked.items())
+            if known:
+                if strict:
+                    _refuse_unfit(model, checked, lambda key: f"{source}({spell(key)})")
+                notes.hints = [replace(hint, must_match=strict) if hint in mine else hint for hint in notes.hints]
+            elif only:
+                notes.hints = [hint for hint in notes.hints if hint not in mine]
+            self.version += 1
+        if not known:
+            self.override_named(model, patterns, strict, source)
 
     def explain(self, model_or_optimizer: Any) -> Explanation:
         """Who gets what, and which hint said so: a table to print, rows to read, ``.to_dict()`` for programs.
@@ -308,6 +327,11 @@ class GlobalOptimManager:
                     found.setdefault(id(parameter), name)
             return found
 
+    def known_identities(self) -> set[tuple[int, int]]:
+        """Of the parameters that known modules hold now, each one's `identity`."""
+        with self._lock:
+            return {hints.identity(p) for module in hints.known_modules() for p in own(module).values()}
+
     def _add(
         self, module: Any, given: Mapping[Key, OverrideSpec], level: Level, source: Any, caller: str, strict: bool
     ) -> None:
@@ -315,11 +339,7 @@ class GlobalOptimManager:
             raise TypeError(f"{caller}: expected an nn.Module, got {type(module).__name__}")
         checked = check_overrides(given, caller, source)
         if strict and (level is Level.MODULE or any(True for _ in module.parameters())):
-            for key in checked:
-                try:
-                    find(module, key)
-                except (OverrideError, LookupError) as error:
-                    raise OverrideError(f"{source(key)}: {error}") from None
+            _refuse_unfit(module, checked, source)
         with self._lock:
             for key, config in checked.items():
                 order, epoch = hints.next_order(), hints.current_epoch()
@@ -350,6 +370,15 @@ class GlobalOptimManager:
                     note = hints.note(module)
                     note.hints = [h for h in note.hints if (h.key, h.order, h.given_to) != (attribute, order, number)]
                     note.add(bound)
+
+
+def _refuse_unfit(module: nn.Module, keys: Iterable[Key], source: Callable[[Key], str]) -> None:
+    named = names(module)
+    for key in keys:
+        try:
+            find(module, key, named)
+        except (OverrideError, LookupError) as error:
+            raise OverrideError(f"{source(key)}: {error}") from None
 
 
 def _flatten(params: Any, caller: str) -> list[Tensor]:

@@ -154,7 +154,14 @@ def hints_through(params: Iterable[Tensor]) -> dict[int, list[Hint]]:
                 known = reached.setdefault(id(parameter), {})
                 if voice not in known or known[voice].rank < found.rank:
                     known[voice] = found
-    return {parameter: list(found.values()) for parameter, found in reached.items()}
+    return {parameter: _with_one_default(found.values()) for parameter, found in reached.items()}
+
+
+def _with_one_default(found: Iterable[Hint]) -> list[Hint]:
+    """Of several words about an embedding's default the last one; it may say that there is none."""
+    defaults = [hint for hint in found if hint.level is Level.EMBEDDING]
+    last = max(defaults, key=lambda hint: hint.rank, default=None)
+    return [hint for hint in found if hint.level is not Level.EMBEDDING or (hint is last and hint.config)]
 
 
 def own(module: nn.Module) -> dict[str, Tensor]:
@@ -206,7 +213,9 @@ def _hints_of(module: nn.Module) -> list[ModuleHint]:
     notes = hints.notes(module)
     if notes is not None:
         found += notes.hints
-        if notes.embeddings_32bit and any(isinstance(child, nn.Embedding) for child in module.modules()):
+        embeddings = (child for child in module.modules() if isinstance(child, nn.Embedding))
+        if notes.embeddings_32bit is not None and any(True for child in embeddings for _ in child.parameters()):
+            config, order = EMBEDDING_CONFIG if notes.embeddings_32bit else {}, notes.embeddings_order
             source = "nn.Embedding keeps 32-bit state"
-            found.append(ModuleHint(nn.Embedding, EMBEDDING_CONFIG, Level.EMBEDDING, 0, source, epoch))
+            found.append(ModuleHint(nn.Embedding, config, Level.EMBEDDING, order, source, epoch))
     return found

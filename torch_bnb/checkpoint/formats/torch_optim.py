@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from torch_bnb.checkpoint import portable
-from torch_bnb.checkpoint.losses import say_what_stays
+from torch_bnb.checkpoint.losses import say_changed, say_what_stays
 from torch_bnb.checkpoint.portable import OURS, RULES, Portable
 
 NAME = "torch.optim"
@@ -53,9 +53,16 @@ def read(state_dict: Mapping[str, Any], rule: str) -> Portable:
     """Its portable form. The rule may be any with the same states."""
     entries = state_dict["state"].items()
     states = {index: portable.under_torchs_names(entry, rule, f"{NAME}, parameter {index}") for index, entry in entries}
+    if rule in WITHOUT_STEP:  # a state tells that there was one
+        states = {index: {"step": 1, **entry} if entry else entry for index, entry in states.items()}
     theirs = {key for name in CLASSES for key in defaults(name)}
     dropped = (theirs - RULES[rule].options.keys() - {"maximize"}) | EXECUTION
     groups = [portable.without(group, dropped) for group in state_dict["param_groups"]]
+    decaying = [group for group in state_dict["param_groups"] if group.get("weight_decay")]
+    for own, decoupled, other in (("adam", True, "AdamW"), ("adamw", False, "Adam")):
+        if rule == own and any(group.get("decoupled_weight_decay") is decoupled for group in decaying):
+            how = "apart from" if decoupled else "as a part of"
+            say_changed(f"the weights decayed {how} the gradient: {other} goes on as it did")
     return portable.checked(Portable(rule, groups, states), NAME)
 
 
