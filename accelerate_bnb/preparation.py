@@ -1,5 +1,6 @@
 """`prepare`: Accelerate's own, with placeholders made real before and the result verified after."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
+from accelerate_bnb import settings
 from accelerate_bnb.engines import Engine, engine_of
 from accelerate_bnb.fsdp1 import make_loadable
 from accelerate_bnb.placeholder import BnbDummyOptim
@@ -67,6 +69,7 @@ def _prepare(
     device_placement: Sequence[bool] | None,
 ) -> Any:
     """`prepare`, where `framework` is what it stands before."""
+    asked = plugin is not None or bool(settings.from_environment())
     plugin = checked(plugin) or BnbOptimizerPlugin()
     if any(isinstance(item, BnbOptimizerPlugin) for item in objects):
         raise TypeError("prepare: a plugin is no object to prepare; give it as prepare(..., plugin=plugin)")
@@ -77,6 +80,13 @@ def _prepare(
     for model in models:
         plugin.register(model)
     if not concerned:
+        others = [type(item).__name__ for item in objects if isinstance(item, Optimizer)]
+        if others and asked:
+            warnings.warn(
+                f"prepare: {others[0]} is none of torch_bnb and trains as it is, not what the plugin says; build it "
+                "with plugin.create_optimizer(model), or give a BnbDummyOptim() in its place",
+                stacklevel=3,
+            )
         return framework(*objects, device_placement=device_placement)
     engine = engine_of(accelerator)
 

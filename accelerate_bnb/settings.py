@@ -98,10 +98,7 @@ def from_file(path: str | Path) -> dict[str, Any]:
             named.
         OSError: It cannot be read.
     """
-    try:
-        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    root = read(path, yaml.compose)
     entries = _entries(root, str(path), "the file")
     inside: tuple[str, ...] = ()
     if SECTION in entries:
@@ -127,9 +124,30 @@ def from_file(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def read(path: str | Path, by: Callable[..., Any] = yaml.load) -> Any:
+    """What a YAML or JSON file holds.
+
+    Args:
+        path: The file.
+        by: PyYAML's function.
+
+    Raises:
+        ValueError: It is neither; the file and the line are named.
+        OSError: It cannot be read.
+    """
+    try:
+        return by(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        quote = "; a name that begins with * must be quoted" if error.context == "while scanning an alias" else ""
+        raise ValueError(f"{path}, line {line}: {error.problem}{quote}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def has_section(path: str | Path) -> bool:
     """Whether a file is one of Accelerate's with a section for the plugin."""
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    content = read(path)
     return isinstance(content, dict) and SECTION in content
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from lightning_bnb.replace import replace_optimizers
+from lightning_bnb.twins import REPLACED
 from torch_bnb import OverrideError, OverrideSpec, report
 from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
 
@@ -68,22 +69,27 @@ def replaced(configured: Any, optim_bits: int) -> Any:
         raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
 
 
-def warn_of_full_precision(optimizer: Optimizer, replace: bool = True) -> None:
+def warn_of_full_precision(optimizer: Optimizer, replace: bool = True, optim_bits: int = 8) -> None:
     """Warns of an optimizer none of whose state is in 8 bits.
 
     Args:
         optimizer: As it will train.
         replace: Whether it would have been replaced, had it a twin.
+        optim_bits: What was asked for; none is said of 32.
     """
     name = type(optimizer).__name__
     if not isinstance(optimizer, BlockwiseOptimizer):
-        why = "has no 8-bit twin" if replace else "is not replaced (replace_torch_optimizers=False)"
+        why = (
+            f"has no 8-bit twin ({', '.join(REPLACED)} have)"
+            if replace
+            else "is not replaced (replace_torch_optimizers=False)"
+        )
         rank_zero_warn(
             f"EightBitOptimizer: {name} {why} and stays as it is, its state at full precision; no hint holds for it"
         )
         return
     memory = report(optimizer)
-    if not any(row.bits == 8 for row in memory.rows):
+    if optim_bits == 8 and not any(row.bits == 8 for row in memory.rows):
         planned = memory.total.planned / 2**20
         asked = any(group["optim_bits"] == 8 for group in optimizer.param_groups)
         why = "parameters are below min_8bit_size or kept at 32 bits by hints" if asked else "set optim_bits=8"

@@ -185,7 +185,7 @@ class EightBitOptimizer(pl.Callback):
             optimizers = optimizers_in(configured)
             for optimizer in optimizers:
                 # Looks all hints up, so that what is wrong with them comes now.
-                build.warn_of_full_precision(optimizer, self.replace_torch_optimizers)
+                build.warn_of_full_precision(optimizer, self.replace_torch_optimizers, self.optim_bits)
             if self.overrides and self.strict:
                 build.refuse_idle_overrides(optimizers)
             build.warn_of_idle_patterns(module, optimizers)

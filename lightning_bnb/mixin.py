@@ -34,7 +34,8 @@ class EightBitOptimizerMixin:
         MisconfigurationException:
             If a hint fits no parameter, or the optimizer cannot honour it.
         TypeError:
-            When a class is defined in which it stands after ``LightningModule``.
+            When a class is defined in which it stands after ``LightningModule``, or which has ``overrides`` instead of
+            ``optim_overrides``.
 
     Example::
 
@@ -65,6 +66,8 @@ class EightBitOptimizerMixin:
                 f"{cls.__name__}: LightningModule stands before EightBitOptimizerMixin, so its empty "
                 f"configure_optimizers would be called; write class {cls.__name__}(EightBitOptimizerMixin, ...)"
             )
+        if "overrides" in vars(cls):
+            raise TypeError(f"{cls.__name__}.overrides: hints that a class declares are its optim_overrides")
 
     def __init__(
         self,

@@ -19,6 +19,9 @@ _OF_TORCH: dict[type[Optimizer], type[Optimizer]] = {
     torch.optim.Adagrad: optim.Adagrad,
 }
 
+REPLACED = [cls.__name__ for cls in _OF_TORCH]
+"""The optimizers of torch that have a twin."""
+
 _OF_BITSANDBYTES = re.compile(r"(Paged)?(AdamW|Adam|SGD|RMSprop|Adagrad|Lion)(8bit|32bit)?$")
 _IN_BETAS = {"SGD": "momentum", "RMSprop": "alpha"}
 """The option that bitsandbytes keeps first in a group's ``betas``; it never uses what stands second."""
@@ -45,7 +48,7 @@ def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
     """
     saved = optimizer.state_dict() if optimizer.state else None
     if type(optimizer) in _OF_TORCH:
-        cls, options = _OF_TORCH[type(optimizer)], {}
+        cls, options = _twin_of_torchs(optimizer), {}
     elif twin := _bitsandbytes_twin(optimizer):
         cls, options = twin
     else:
@@ -56,7 +59,10 @@ def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
         for key, value in group.items():
             lacking = key in optimizer.defaults and key not in takes and key != "decoupled_weight_decay"
             if lacking and value:
-                raise ValueError(f"{type(optimizer).__name__}({key}={value!r}) has no 8-bit twin in torch_bnb")
+                raise ValueError(
+                    f"{type(optimizer).__name__}({key}={value!r}) has no 8-bit twin in torch_bnb: leave the option "
+                    "out, or the optimizer as it is by replace_torch_optimizers=False"
+                )
         group.setdefault("base_lr", _base_lr(group, optimizer))
     known = {key: value for key, value in defaults.items() if key in takes}
     new = cls(optimizer.param_groups, **{**known, "optim_bits": optim_bits})
@@ -65,6 +71,15 @@ def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
     if saved:
         new.load_state_dict(saved)
     return new
+
+
+def _twin_of_torchs(optimizer: Optimizer) -> type[Optimizer]:
+    decoupled = {bool(group.get("decoupled_weight_decay")) for group in optimizer.param_groups if group["weight_decay"]}
+    if type(optimizer) is not torch.optim.Adam or True not in decoupled:
+        return _OF_TORCH[type(optimizer)]
+    if decoupled == {True}:
+        return optim.AdamW
+    raise ValueError("Adam(decoupled_weight_decay=...) that differs among groups has no 8-bit twin in torch_bnb")
 
 
 def _base_lr(group: Mapping[str, Any], optimizer: Optimizer) -> float:

@@ -111,6 +111,21 @@ def test_optimizers_of_other_libraries_pass_through():
     assert type(optimizer.optimizer) is torch.optim.SGD
 
 
+@pytest.mark.parametrize("how", ["argument", "environment", "accelerator"])
+def test_a_plugin_that_does_nothing_for_another_librarys_optimizer_is_a_warning(how, monkeypatch):
+    plugin = BnbOptimizerPlugin(optimizer="lion8bit")
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"SGD is none of torch_bnb and trains as it is, .* plugin\.create_optimizer"):
+        if how == "accelerator":
+            BnbAccelerator(cpu=True, bnb_plugin=plugin).prepare(model, optimizer)
+        elif how == "argument":
+            prepare(Accelerator(cpu=True), model, optimizer, plugin=plugin)
+        else:
+            monkeypatch.setenv("ACCELERATE_BNB_LR", "0.5")
+            prepare(Accelerator(cpu=True), model, optimizer)
+
+
 def test_a_model_may_be_prepared_before_its_optimizer():
     accelerator, plugin = Accelerator(cpu=True), BnbOptimizerPlugin(overrides={"head.bias": {"weight_decay": 0.5}})
     model = prepare(accelerator, Model(), plugin=plugin)

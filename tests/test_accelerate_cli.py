@@ -99,6 +99,7 @@ def test_a_variable_that_is_set_wins_over_the_section(monkeypatch, launched):
         ({"bnb_config": {"optimizer": "lyon"}}, "unknown optimizer 'lyon'; did you mean lion"),
         ({"fsdp_config": {"fsdp_reshard": True}}, "fsdp_config: unknown key 'fsdp_reshard'; did you mean fsdp_"),
         ({"fsdp_config": {"bnb_optimizer": "lion"}}, "fsdp_config: unknown key 'fsdp_bnb_optimizer'"),
+        ({"bnb_cfg": {"optimizer": "lion"}}, "unknown section 'bnb_cfg'; did you mean bnb_config?"),
         ({"torch_bnb_config": {}}, "unknown keys (['torch_bnb_config'])"),
     ],
 )
@@ -108,11 +109,18 @@ def test_a_key_that_nobody_knows_is_an_error_before_anything_starts(tmp_path, ca
     assert message in fails(capsys, "launch", "--config_file", tmp_path / "x.yaml", "train.py")
 
 
+def test_a_file_that_is_no_yaml_is_named_with_the_line_and_what_to_quote(tmp_path, capsys, launched):
+    path = tmp_path / "x.yaml"
+    path.write_text("num_processes: 2\nbnb_config:\n  overrides:\n    *.weight: {lr: 0.1}\n")
+    error = fails(capsys, "launch", "--config_file", path, "train.py")
+    assert f"{path}, line 4: " in error and "a name that begins with * must be quoted" in error
+
+
 def test_a_section_that_accelerate_does_not_know_is_named_with_the_users_file(tmp_path, capsys):
     path = tmp_path / "two.yaml"
-    path.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nbnb_cfg: {optimizer: lion}\n")
+    path.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\ntorch_cfg: {optimizer: lion}\n")
     error = fails(capsys, "launch", "--config_file", path, "train.py")
-    assert f"The config file at {path} had unknown keys (['bnb_cfg'])" in error
+    assert f"The config file at {path} had unknown keys (['torch_cfg'])" in error
 
 
 def test_help_lists_every_command(capsys):

@@ -179,7 +179,7 @@ def test_what_cannot_be_in_the_environment_is_named(monkeypatch, variable, text,
             "x.yaml, line 3: 'a.*': lr='fast': expected a finite number",
         ),
         ("config_file: y.yaml", "unknown key 'config_file'"),
-        ("[1, 2", "x.yaml: while parsing a flow sequence"),
+        ("[1, 2", "x.yaml, line 1: expected"),
     ],
 )
 def test_what_cannot_be_in_a_file_is_named_by_file_line_and_key(tmp_path, text, message):
@@ -244,6 +244,11 @@ def test_a_pattern_that_fits_frozen_parameters_only_is_a_warning():
     with pytest.warns(UserWarning, match=message) as said:
         plugin.create_optimizer(model)
     assert len(said) == 1
+
+
+def test_overrides_that_are_no_mapping_are_named():
+    with pytest.raises(ValueError, match=r"overrides: expected a dict of names and options, got \['a'\]"):
+        BnbOptimizerPlugin(overrides=["a"])
 
 
 def test_hints_that_went_into_groups_do_not_apply_again_when_prepare_registers_the_model():

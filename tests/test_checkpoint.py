@@ -314,6 +314,11 @@ def test_a_damaged_checkpoint_is_an_error_and_changes_nothing(damage, message):
     run(params, optimizer, range(2, 3))
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none/o\.pt: there is no folder .*none$"):
+        bnb.checkpoint.save({}, tmp_path / "none" / "o.pt")
+
+
 def test_numpys_numbers_in_groups_are_saved_as_pythons(tmp_path):
     optimizer = bnb.optim.AdamW([torch.ones(5, requires_grad=True)], lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + np.cos(step / 10)))

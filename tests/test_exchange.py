@@ -384,6 +384,14 @@ except ModuleNotFoundError as error:
     ]
 
 
+def test_a_rule_is_named_in_any_case():
+    params = parameters()
+    optimizer = bnb.optim.Adam(params)
+    train(params, optimizer, range(1))
+    converted = bnb.checkpoint.convert(optimizer.state_dict(), to="torch", rule="Adam")
+    assert converted["param_groups"][0]["decoupled_weight_decay"] is False
+
+
 def test_sgd_with_dampening_goes_on_from_torchs_state_as_torch_does():
     there = parameters()
     options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}

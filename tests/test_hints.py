@@ -585,6 +585,16 @@ def test_the_plan_is_what_is_measured(manager, optim_bits, device, known):
         assert all(p.is_meta for p in planned.parameters())
 
 
+def test_frozen_parameters_that_an_optimizer_holds_take_no_state(manager):
+    model = Model()
+    manager.register_parameters(model)
+    model.embed.requires_grad_(False)
+    optimizer = AdamW(model.parameters(), optim_bits=8)
+    expected, seen = bnb.plan(model, "adamw8bit").total, bnb.report(optimizer)
+    assert (seen.total.planned, seen.total.state_32bit) == (expected.state, expected.state_32bit)
+    assert seen.embedding_bytes == 0 and len(seen.rows) == len(list(model.parameters()))
+
+
 def test_a_plan_takes_patterns_and_options_and_leaves_no_trace(manager):
     model = Model()
     model.head.requires_grad_(False)
@@ -645,6 +655,7 @@ def test_an_empty_file_has_no_hints(tmp_path):
         ("a.weight: 32\n", "line 1: 'a.weight' must be a mapping, got 32"),
         ("1: {lr: 0.1}\n", "line 1: the file has a key that is no string: '1'"),
         ("a: {lr: 0.1\nb: [}\n", "line 2: "),
+        ("*.weight: {lr: 0.1}\n", "line 1: .*; a name that begins with \\* must be quoted"),
         ("a: !!python/object/apply:os.system [ls]\n", "line 1: "),
     ],
 )

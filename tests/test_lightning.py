@@ -325,12 +325,28 @@ def test_an_option_without_a_twin_is_a_misconfiguration():
         EightBitOptimizer(optim_bits=4)
 
 
+@pytest.mark.parametrize(("decoupled", "cls"), [(True, bnb.optim.AdamW), (False, bnb.optim.Adam)])
+def test_adam_with_decoupled_decay_becomes_adamw(decoupled, cls):
+    class Decoupled(Bare):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), weight_decay=0.1, decoupled_weight_decay=decoupled)
+
+    class Both(Bare):
+        def configure_optimizers(self):
+            groups = [{"params": [p], "decoupled_weight_decay": p.dim() > 1} for p in self.parameters()]
+            return torch.optim.Adam(groups, weight_decay=0.1)
+
+    assert type(fit(Decoupled(), EightBitOptimizer()).optimizers[0]) is cls
+    with pytest.raises(MisconfigurationException, match="that differs among groups has no 8-bit twin"):
+        fit(Both(), EightBitOptimizer())
+
+
 def test_other_optimizers_are_left_alone():
     class Other(Bare):
         def configure_optimizers(self):
             return torch.optim.Adamax(self.parameters())
 
-    with pytest.warns(UserWarning, match="Adamax has no 8-bit twin and stays as it is, .*; no hint holds for it"):
+    with pytest.warns(UserWarning, match=r"Adamax has no 8-bit twin \(Adam, AdamW, .*; no hint holds for it"):
         assert type(fit(Other(), EightBitOptimizer()).optimizers[0]) is torch.optim.Adamax
     with pytest.warns(UserWarning, match=r"AdamW is not replaced \(replace_torch_optimizers=False\) and stays"):
         trainer = fit(Model(), EightBitOptimizer(replace_torch_optimizers=False))

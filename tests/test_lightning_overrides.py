@@ -1,5 +1,6 @@
 """Hints given to the callback, the mixin and the decorator, from the argument to the parameter."""
 
+import warnings
 from functools import partial
 
 import bitsandbytes
@@ -412,7 +413,8 @@ def test_the_callback_configures_the_mixin():
     module = Mixed()
     trainer = fit(module, EightBitOptimizer(overrides=HEAD_32))
     assert bits(trainer, module.head.weight) == 32 and bits(trainer, module.embed.weight) == 32
-    with pytest.warns(UserWarning, match="all state of AdamW stays in 32 bits"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="EightBitOptimizer")  # 32 is what was asked for
         trainer = fit(module, EightBitOptimizer(optim_bits=32))
     assert trainer.optimizers[0].param_groups[0]["optim_bits"] == 32
     trainer = fit(module, EightBitOptimizer(optimizer=partial(bnb.optim.SGD8bit, lr=0.1, momentum=0.5)))
@@ -439,7 +441,7 @@ def test_an_optimizer_that_is_none_or_has_no_twin_is_named_by_mixin_and_decorato
         eight_bit_optimizer(partial(torch.optim.SGD, lr=0.1))
     with pytest.raises(TypeError, match=r"decorate with parentheses, @eight_bit_optimizer\(\)"):
         eight_bit_optimizer(Bare)
-    with pytest.warns(UserWarning, match="NAdam has no 8-bit twin and stays as it is, .*; no hint holds for it"):
+    with pytest.warns(UserWarning, match="NAdam has no 8-bit twin .* and stays as it is, .*; no hint holds for it"):
         Mixed(optimizer_class=torch.optim.NAdam).configure_optimizers()
 
 
@@ -454,6 +456,10 @@ def test_a_mixin_that_would_not_be_heard_is_refused():
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     assert Own.configure_optimizers is not EightBitOptimizerMixin.configure_optimizers
+    with pytest.raises(TypeError, match=r"Wrong.overrides: hints that a class declares are its optim_overrides"):
+
+        class Wrong(EightBitOptimizerMixin, pl.LightningModule):
+            overrides = HEAD_32
 
 
 def test_the_decorated_class_is_the_same_and_its_hyperparameters_are_saved(tmp_path):

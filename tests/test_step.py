@@ -242,6 +242,10 @@ def test_unknown_options_are_errors():
         bnb.optim.AdamW([param(3)], rho=0.9)
     with pytest.raises(TypeError, match="unexpected option 'amsgrad': torch_bnb has no optimizer that keeps"):
         bnb.optim.AdamW([param(3)], amsgrad=False)
+    with pytest.raises(TypeError, match="unexpected option 'learning_rate', did you mean 'lr'"):
+        bnb.optim.AdamW([param(3)], learning_rate=0.1)
+    with pytest.raises(TypeError, match=r"AdamW: expected parameters, got a Linear; give it model\.parameters\(\)"):
+        bnb.optim.AdamW(torch.nn.Linear(3, 3))
     with pytest.raises(TypeError, match="unexpected option 'optim_bit', did you mean 'optim_bits'"):
         bnb.optim.AdamW([param(3)], optim_bit=8)
     with pytest.raises(TypeError, match="the Paged variants are classes of their own"):

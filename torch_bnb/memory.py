@@ -1,7 +1,7 @@
 """What training takes in memory: planned from a model on any device, or measured on an optimizer."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_bnb.optim import AdamW, host, rules, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.base import BlockwiseOptimizer
+from torch_bnb.optim.lookup import by_name
 from torch_bnb.optim.slots import Place
 from torch_bnb.overrides import GlobalOptimManager, OverrideSpec
 from torch_bnb.overrides.hints import Level
@@ -88,7 +89,7 @@ class Memory:
 
 def plan(
     model: nn.Module,
-    optimizer: type[BlockwiseOptimizer] = AdamW,
+    optimizer: type[BlockwiseOptimizer] | str = AdamW,
     optim_bits: int | None = None,
     overrides: Mapping[Key, OverrideSpec] | None = None,
     **options: Any,
@@ -98,7 +99,7 @@ def plan(
     Args:
         model: On any device, ``meta`` included. Hints about its parameters count as they would for an optimizer built
             now: those that its classes declare, and 32-bit embeddings, once it has been registered.
-        optimizer: A class of ``torch_bnb.optim``.
+        optimizer: A class of ``torch_bnb.optim``, or its name in any spelling: ``"adamw8bit"``.
         optim_bits: Bits per element of state, 8 or 32; None: 8, or what a class like ``Adam32bit`` fixes.
         overrides: Patterns over its names to options, as in `GlobalOptimManager.override_named`, for this plan only.
         **options: Further options of the optimizer that bear on memory, ``momentum`` or ``min_8bit_size``.
@@ -116,6 +117,8 @@ def plan(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"plan: expected an nn.Module, got {type(model).__name__}")
+    if isinstance(optimizer, str):
+        optimizer = by_name(optimizer)
     if not (isinstance(optimizer, type) and issubclass(optimizer, BlockwiseOptimizer)):
         got = repr(optimizer) if isinstance(optimizer, type) else f"an instance of {type(optimizer).__name__}"
         raise TypeError(f"plan: expected an optimizer class of torch_bnb.optim, got {got}")
@@ -157,7 +160,8 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
         for place in optimizer.configurations():
             gradient = 0 if place.parameter.grad is None else _size(place.parameter.grad)
             measured = _size_of_state(optimizer.state.get(place.parameter, {}))
-            rows.append(_row(place, gradient, measured))
+            row = _row(place, gradient, measured)
+            rows.append(row if place.parameter.requires_grad or measured else _frozen(row))
     else:
         for g, group in enumerate(optimizer.param_groups):
             for i, parameter in enumerate(group["params"]):
@@ -200,6 +204,11 @@ def _row(place: Place, gradient: int, state: int) -> Row:
         bits=place.bits,
         default_embedding=in_8bit and bool(said) and all(hint.level is Level.EMBEDDING for hint in said),
     )
+
+
+def _frozen(row: Row) -> Row:
+    """A parameter that will have no state as long as it is frozen."""
+    return replace(row, planned=0, state_32bit=0, state_8bit=0, bits=None, default_embedding=False)
 
 
 def _planned(place: Place) -> int:

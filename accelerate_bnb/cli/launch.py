@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Checks the section, hands it on in ``ACCELERATE_BNB_*`` variables, and the rest to ``accelerate launch``."""
     path = options.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
+    content = settings.read(path) if path else None
     content = content if isinstance(content, dict) else {}
     variables: dict[str, str] = {}
     if settings.SECTION in content:
@@ -58,7 +58,10 @@ def _variables(section: dict[str, Any]) -> dict[str, str]:
 
 
 def _refuse_unknown(content: dict[str, Any], options: argparse.Namespace) -> None:
-    """Accelerate drops what it does not know inside these sections."""
+    """Accelerate drops what it does not know inside its sections, and knows none of ours, however it is spelt."""
+    for key in content:
+        if str(key).startswith("bnb"):
+            raise ValueError(settings.unknown(key, [settings.SECTION], "section"))
     for section, prefix in (("fsdp_config", "fsdp_"), ("deepspeed_config", "")):
         for key in content.get(section) or {}:
             name = key if key.startswith(prefix) else prefix + key

@@ -91,6 +91,7 @@ def _chosen(state_dict: Mapping[str, Any], source: ModuleType, to: str, rule: st
     """The rule to convert by: the user's, the only one it may be, or any where it makes no difference."""
     supported = SUPPORTED[to]
     if rule is not None:
+        rule = rule.lower()
         if rule not in portable.RULES:
             raise ValueError(f"rule={rule!r}: expected one of {', '.join(portable.RULES)}")
         if rule not in supported:

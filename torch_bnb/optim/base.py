@@ -58,6 +58,9 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, rule_options: dict[str, Any], common: CommonOptions) -> None:
         if unknown := common.keys() - options.DEFAULTS.keys():
             raise TypeError(options.unexpected(type(self), sorted(unknown)[0]))
+        if isinstance(params, torch.nn.Module):
+            name = type(params).__name__
+            raise TypeError(f"{type(self).__name__}: expected parameters, got a {name}; give it model.parameters()")
         self._slots = SlotTable()
         defaults = {**rule_options, **options.DEFAULTS, **common}
         super().__init__(params, options.check(defaults, self.options, type(self).__name__))

@@ -86,6 +86,7 @@ _INSTEAD = {
     "amsgrad": ": torch_bnb has no optimizer that keeps the largest second moments; leave it out",
     "decoupled_weight_decay": ": Adam adds the decay to the gradient, AdamW decouples it",
     "differentiable": ": a step changes parameters in place and cannot be differentiated; leave it out",
+    "learning_rate": ", did you mean 'lr'?",
     "is_paged": "; the Paged variants are classes of their own, PagedAdamW8bit for one",
 }
 """What to say of arguments that other libraries' optimizers take."""

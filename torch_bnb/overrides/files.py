@@ -62,7 +62,8 @@ def load_overrides(path: str | Path, section: Sequence[str] = ()) -> dict[str, O
         return result
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise OverrideError(f"{path}, line {line}: {error.problem}") from None
+        quote = "; a name that begins with * must be quoted" if error.context == "while scanning an alias" else ""
+        raise OverrideError(f"{path}, line {line}: {error.problem}{quote}") from None
     finally:
         loader.dispose()
 
