@@ -541,3 +541,53 @@ def test_a_hint_between_the_last_lookup_and_a_swap_is_not_lost(manager):
 
 def test_the_manager_copies_as_itself(manager):
     assert copy.deepcopy(manager) is manager and pickle.loads(pickle.dumps(manager)) is manager
+
+
+@pytest.mark.parametrize("registered", [True, False])
+@pytest.mark.parametrize("keys", [("momentum",), ()])
+def test_what_was_said_of_a_parameter_can_be_taken_back(manager, registered, keys):
+    net = Net()
+    if registered:
+        manager.register_parameters(net)
+    manager.override_named(net, {"fc1.weight": {"lr": 0.25}})
+    optimizer = AdamW(net.named_parameters(), lr=0.1)
+    manager.override_config(net.fc1.weight, key_value_dict={"lr": 0.5, "eps": 1e-6})
+    train(net, optimizer)
+    manager.override_config(net.fc1.weight, "momentum", 0.9)
+    with pytest.raises(bnb.OverrideError, match="AdamW has no option 'momentum'"):
+        train(net, optimizer)
+    manager.forget_config(net.fc1.weight, *keys)
+    train(net, optimizer)
+    expected = {"lr": 0.5, "eps": 1e-6} if keys else {"lr": 0.25}
+    for current in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert manager.explain(current)[0].overrides == expected
+    manager.override_config(net.fc1.weight, "eps", 1e-5)
+    assert manager.explain(optimizer)["fc1.weight"].overrides == {"lr": expected["lr"], "eps": 1e-5}
+
+
+def test_what_was_taken_back_does_not_return_with_a_replaced_parameter(manager):
+    net = Net()
+    manager.register_parameters(net)
+    optimizer = AdamW(net.named_parameters(), lr=0.1)
+    manager.override_config(net.fc1.weight, "lr", 0.5)
+
+    def replaced():
+        net.fc1.weight = nn.Parameter(net.fc1.weight.detach().clone())
+        optimizer.param_groups[0]["params"] = list(net.parameters())
+        return manager.explain(optimizer)["fc1.weight"].lr
+
+    assert replaced() == 0.5
+    manager.forget_config(net.fc1.weight)
+    assert manager.explain(optimizer)["fc1.weight"].lr == 0.1
+    assert replaced() == 0.1
+
+
+def test_taking_back_what_cannot_be_is_an_error(manager):
+    layer = nn.Linear(4, 4)
+    with pytest.raises(bnb.OverrideError, match="unknown option 'momentun', did you mean 'momentum'"):
+        manager.forget_config(layer.weight, "momentun")
+    with pytest.raises(bnb.OverrideError, match="forget_config: no parameters were given"):
+        manager.forget_config([])
+    for say in (manager.forget_config, lambda p: manager.override_config(p, "lr", 0.1)):
+        with pytest.raises(TypeError, match="_config: got a tensor that is no parameter: one computed from others"):
+            say(layer.weight * 2)

@@ -45,6 +45,13 @@ class Hint:
     """Where it comes from, for people."""
     epoch: int
     """`GlobalOptimManager.initialize` starts a new one and forgets the hints of those before."""
+    withdrawn: tuple[str, ...] = ()
+    """Options of which what the same voice has said before holds no more."""
+
+    @property
+    def speaks_of(self) -> set[str]:
+        """The options that it sets or takes back."""
+        return {*self.config, *self.withdrawn}
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,13 @@ class ModuleHint:
     """Whether it is an error if nothing bears the name."""
     given_to: int | None = None
     """For a hint given on a Parameter object: its number. The key is then an attribute of this very module."""
+    withdrawn: tuple[str, ...] = ()
+    """As in `Hint`."""
+
+    @property
+    def speaks_of(self) -> set[str]:
+        """As in `Hint`."""
+        return {*self.config, *self.withdrawn}
 
 
 @dataclass
@@ -155,7 +169,7 @@ def superseded(given: Iterable[Any], by: Any, voice: Any) -> list[Any]:
     kept = []
     for hint in given:
         if voice(hint) == voice(by):
-            hint = replace(hint, config={k: v for k, v in hint.config.items() if k not in by.config})
+            hint = replace(hint, config={k: v for k, v in hint.config.items() if k not in by.speaks_of})
         if hint.config:
             kept.append(hint)
     return kept
@@ -164,10 +178,13 @@ def superseded(given: Iterable[Any], by: Any, voice: Any) -> list[Any]:
 def latest_words(given: Iterable[Hint]) -> list[Hint]:
     """Of hints of one voice, what was said last about every option; the forgotten left out."""
     kept: list[Hint] = []
+    said: set[str] = set()
     for hint in sorted(given, key=lambda hint: hint.rank, reverse=True):
-        new = {k: v for k, v in hint.config.items() if not any(k in later.config for later in kept)}
-        if new and hint.epoch >= _epoch:
+        if hint.epoch < _epoch:
+            continue
+        if new := {key: value for key, value in hint.config.items() if key not in said}:
             kept.append(replace(hint, config=new))
+        said |= hint.speaks_of
     return kept
 
 
@@ -189,11 +206,11 @@ def _keep(parameter: Tensor, given: Iterable[Hint]) -> None:
     setattr(parameter, _ON_PARAMETER, {"process": _PROCESS, "hints": plain})
 
 
-def add_on_parameter(parameter: Tensor, config: Mapping[str, Any]) -> Hint:
+def add_on_parameter(parameter: Tensor, config: Mapping[str, Any], withdrawn: tuple[str, ...] = ()) -> Hint:
     """Adds one and returns it."""
     earlier = on_parameter(parameter)
     order = next_order(1 + max((hint.rank[0] for hint in earlier), default=0))
-    hint = Hint(dict(config), Level.PARAMETER, (order,), "override_config", _epoch)
+    hint = Hint(dict(config), Level.PARAMETER, (order,), "override_config", _epoch, withdrawn)
     _keep(parameter, [*superseded(earlier, hint, lambda h: h.level), hint])
     return hint
 

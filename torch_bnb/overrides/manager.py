@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_bnb.overrides import hints
+from torch_bnb.overrides import hints, targets
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.explain import Explanation, explain
 from torch_bnb.overrides.hints import Hint, Level, ModuleHint
 from torch_bnb.overrides.resolve import Key, check_overrides, find, hints_through, names, own, spell
-from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
+from torch_bnb.overrides.spec import OverrideError, OverrideSpec, known_names, known_options, validate
 
 
 class GlobalOptimManager:
@@ -85,7 +85,7 @@ class GlobalOptimManager:
             OverrideError: A module declares an unknown option or an impossible value.
         """
         if not isinstance(params, nn.Module):
-            _flatten(params, "register_parameters")
+            targets.flatten(params, "register_parameters")
             return
         for module in params.modules():
             declared(module)
@@ -124,19 +124,29 @@ class GlobalOptimManager:
         config = validate({**(key_value_dict or {}), **({} if key is None else {key: value})})
         if not config:
             raise OverrideError("override_config: give a key and its value, or key_value_dict")
-        targets = _flatten(parameters, "override_config")
-        if not targets:
-            raise OverrideError("override_config: no parameters were given (a generator can be used up)")
-        for parameter in targets:
-            if not (isinstance(parameter, nn.Parameter) or parameter.requires_grad):
-                raise TypeError("override_config: got a tensor that is no parameter, as p.data and state_dict() hold")
-        with self._lock:
-            for parameter in targets:
-                hint = hints.add_on_parameter(parameter, config)
-                self._bind(self._owners_of(parameter))
-                for follower in list(self._followers):
-                    follower.receive(parameter, hint)
-            self.version += 1
+        self._say_of(targets.parameters(parameters, "override_config"), config)
+
+    def forget_config(self, parameters: Tensor | Iterable[Tensor], *keys: str) -> None:
+        """Takes back what `override_config` said of one parameter or of several; what modules and patterns say holds.
+
+        Args:
+            parameters: A parameter, or a list of them.
+            *keys: The options; none: all.
+
+        Raises:
+            OverrideError: No parameters, or an unknown option (with the nearest spelling).
+            TypeError: `parameters` holds something that is no parameter.
+
+        Example:
+            >>> import torch, torch_bnb as bnb
+            >>> layer, manager = torch.nn.Linear(4, 4), bnb.optim.GlobalOptimManager.get_instance()
+            >>> manager.override_config(layer.weight, key_value_dict={"lr": 0.5, "eps": 1e-6})
+            >>> manager.forget_config(layer.weight, "lr")
+            >>> manager.explain(layer)["weight"].overrides
+            {'eps': 1e-06}
+        """
+        withdrawn = known_names(keys) if keys else tuple(known_options())
+        self._say_of(targets.parameters(parameters, "forget_config"), {}, withdrawn)
 
     def register_module_override(self, module: nn.Module, param_name: Key, config: OverrideSpec) -> None:
         """Sets options for parameters of a module by name, whichever objects bear it when the optimizer steps.
@@ -346,6 +356,15 @@ class GlobalOptimManager:
                 hints.note(module).add(ModuleHint(key, config, level, order, source(key), epoch, strict))
             self.version += 1
 
+    def _say_of(self, parameters: list[Tensor], config: dict[str, Any], withdrawn: tuple[str, ...] = ()) -> None:
+        with self._lock:
+            for parameter in parameters:
+                hint = hints.add_on_parameter(parameter, config, withdrawn)
+                self._bind(self._owners_of(parameter))
+                for follower in list(self._followers):
+                    follower.receive(parameter, hint)
+            self.version += 1
+
     def _owners_of(self, parameter: Tensor) -> list[nn.Module]:
         """The known modules that hold this very parameter as their own."""
         for _ in range(2):
@@ -366,7 +385,8 @@ class GlobalOptimManager:
                 number = hints.identity(parameter)[1]
                 for hint in hints.on_parameter(parameter):
                     order, source, epoch = hint.rank[0], hint.source, hint.epoch
-                    bound = ModuleHint(attribute, hint.config, Level.PARAMETER, order, source, epoch, given_to=number)
+                    said = (hint.config, Level.PARAMETER, order, source, epoch)
+                    bound = ModuleHint(attribute, *said, given_to=number, withdrawn=hint.withdrawn)
                     note = hints.note(module)
                     note.hints = [h for h in note.hints if (h.key, h.order, h.given_to) != (attribute, order, number)]
                     note.add(bound)
@@ -379,18 +399,3 @@ def _refuse_unfit(module: nn.Module, keys: Iterable[Key], source: Callable[[Key]
             find(module, key, named)
         except (OverrideError, LookupError) as error:
             raise OverrideError(f"{source(key)}: {error}") from None
-
-
-def _flatten(params: Any, caller: str) -> list[Tensor]:
-    """Tensors out of a tensor, a list, (name, tensor) pairs or parameter groups."""
-    if isinstance(params, Tensor):
-        return [params]
-    if isinstance(params, nn.Module):
-        raise TypeError(f"{caller}: expected parameters, got a {type(params).__name__}; see register_module_override")
-    if isinstance(params, Mapping) and "params" in params:
-        return _flatten(params["params"], caller)
-    if isinstance(params, tuple) and len(params) == 2 and isinstance(params[0], str):
-        return _flatten(params[1], caller)
-    if isinstance(params, (str, Mapping)) or not isinstance(params, Iterable):
-        raise TypeError(f"{caller}: expected parameters, got {params!r:.80}")
-    return [tensor for item in params for tensor in _flatten(item, caller)]

@@ -148,7 +148,7 @@ def hints_through(params: Iterable[Tensor]) -> dict[int, list[Hint]]:
         for place, hint in enumerate(given):
             for name, parameter in _targets(module, hint, named, alive):
                 near = (-name.count("."),) if hint.level is Level.MODULE else ()
-                found = Hint(hint.config, hint.level, (*near, hint.order), hint.source, hint.epoch)
+                found = Hint(hint.config, hint.level, (*near, hint.order), hint.source, hint.epoch, hint.withdrawn)
                 # A tied parameter has several names, and one given on a Parameter several places: it counts once.
                 voice = (id(module), place) if hint.given_to is None else (hint.order,)
                 known = reached.setdefault(id(parameter), {})

@@ -168,6 +168,19 @@ def known_options() -> dict[str, list[Option]]:
     return known
 
 
+def known_names(keys: Iterable[str]) -> tuple[str, ...]:
+    """Keys with aliases replaced.
+
+    Raises:
+        OverrideError: One is unknown (the nearest spelling is named).
+    """
+    known = known_options()
+    for key in keys:
+        if ALIASES.get(key, key) not in known:
+            raise OverrideError(f"unknown {_unknown(key, [*known, *ALIASES])}")
+    return tuple(ALIASES.get(key, key) for key in keys)
+
+
 def validate(config: Mapping[str, Any]) -> dict[str, Any]:
     """A hint's config, checked against every known rule: the rule that will run is not known where a hint is written.
 
@@ -181,10 +194,7 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
         raise OverrideError(f"an override is a dict of options, got {config!r}")
     known = known_options()
     result: dict[str, Any] = {}
-    for key, value in config.items():
-        name = ALIASES.get(key, key)
-        if name not in known:
-            raise OverrideError(f"unknown {_unknown(key, [*known, *ALIASES])}")
+    for (key, value), name in zip(config.items(), known_names(config), strict=True):
         if name in result:
             raise OverrideError(f"{key!r} and {name!r} are the same option, say one of them")
         result[name] = _parse_any(key, value, known[name])
