@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -77,6 +78,14 @@ def test_a_key_reaches_what_it_says(manager, key, expected):
 @pytest.mark.parametrize("key", ["*.nrom.*", "haed.weight", "re:^norm", nn.Conv2d], ids=str)
 def test_a_pattern_that_fits_nothing_is_an_error(manager, key):
     with pytest.raises(OverrideError, match=r"override_named\(.*\): Model has no (parameter '|Conv2d with)"):
+        manager.override_named(Model(), {key: {"lr": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("head", "head.*"), ("hed.*", "head.*"), ("block.1.*", "blocks.1.*"), ("haed.bias", "head.bias")]
+)
+def test_the_nearest_name_is_suggested(manager, key, meant):
+    with pytest.raises(OverrideError, match=f"did you mean '{re.escape(meant)}'"):
         manager.override_named(Model(), {key: {"lr": 0.5}})
 
 

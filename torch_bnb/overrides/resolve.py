@@ -120,8 +120,11 @@ def _nothing_found(module: nn.Module, key: Key) -> str:
         return f"{type(module).__name__} has no {key.__name__} with a parameter"
     known = [name for name, _ in names(module)]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    if any(name.startswith(f"{key}.") for name in known):
+    parents = {name[:dot] for name in known for dot, character in enumerate(name) if character == "."}
+    if key in parents:
         near = [f"{key}.*"]
+    elif key.endswith(".*") and (closest := difflib.get_close_matches(key[:-2], sorted(parents), n=1)):
+        near = [f"{closest[0]}.*"]
     hint = f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(known[:8]) or 'none'}"
     return f"{type(module).__name__} has no parameter {key!r}{hint}"
 
