@@ -175,14 +175,15 @@ class BnbOptimizerPlugin:
             )
         self.register(model)
         options = {**self.optimizer_options(), **options}
-        if as_groups:
-            if params is not None:
-                raise ValueError("as_groups makes the groups itself: leave params out, or say hints in your groups")
-            params = param_groups(model, lr=options.get("lr"), embeddings_32bit=self.embeddings_32bit)
-        elif params is None:
-            params = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            for said in GlobalOptimManager.get_instance().idle_patterns(model, params):
+        if as_groups and params is not None:
+            raise ValueError("as_groups makes the groups itself: leave params out, or say hints in your groups")
+        if params is None:
+            trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            for said in GlobalOptimManager.get_instance().idle_patterns(model, trainable):
                 warnings.warn(said, stacklevel=2)
+            params = trainable
+        if as_groups:
+            params = param_groups(model, lr=options.get("lr"), embeddings_32bit=self.embeddings_32bit)
         return self.optimizer_class(params, **options)
 
 

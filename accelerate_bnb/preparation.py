@@ -69,7 +69,7 @@ def _prepare(
     device_placement: Sequence[bool] | None,
 ) -> Any:
     """`prepare`, where `framework` is what it stands before."""
-    asked = plugin is not None or bool(settings.from_environment())
+    asked = bool(settings.from_environment()) or checked(plugin) not in (None, BnbOptimizerPlugin())
     plugin = checked(plugin) or BnbOptimizerPlugin()
     if any(isinstance(item, BnbOptimizerPlugin) for item in objects):
         raise TypeError("prepare: a plugin is no object to prepare; give it as prepare(..., plugin=plugin)")
@@ -80,7 +80,8 @@ def _prepare(
     for model in models:
         plugin.register(model)
     if not concerned:
-        others = [type(item).__name__ for item in objects if isinstance(item, Optimizer)]
+        held = [getattr(item, "optimizer", item) for item in objects if isinstance(item, Optimizer)]
+        others = [type(item).__name__ for item in held if not isinstance(item, BlockwiseOptimizer)]
         if others and asked:
             warnings.warn(
                 f"prepare: {others[0]} is none of torch_bnb and trains as it is, not what the plugin says; build it "

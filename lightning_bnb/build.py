@@ -92,7 +92,9 @@ def warn_of_full_precision(optimizer: Optimizer, replace: bool = True, optim_bit
     if optim_bits == 8 and not any(row.bits == 8 for row in memory.rows):
         planned = memory.total.planned / 2**20
         asked = any(group["optim_bits"] == 8 for group in optimizer.param_groups)
-        why = "parameters are below min_8bit_size or kept at 32 bits by hints" if asked else "set optim_bits=8"
+        why = (
+            "trainable parameters are below min_8bit_size or kept at 32 bits by hints" if asked else "set optim_bits=8"
+        )
         rank_zero_warn(f"EightBitOptimizer: all state of {name} stays in 32 bits, {planned:.2f} MiB; {why}")
 
 

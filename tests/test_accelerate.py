@@ -1,6 +1,7 @@
 """Accelerate in one process: what prepare makes, trains, saves and resumes."""
 
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -109,6 +110,16 @@ def test_optimizers_of_other_libraries_pass_through():
     model = Model()
     _, optimizer = prepare(Accelerator(cpu=True), model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert type(optimizer.optimizer) is torch.optim.SGD
+
+
+def test_what_is_ours_or_was_not_asked_for_is_no_warning():
+    model = Model()
+    accelerator = BnbAccelerator(cpu=True, bnb_plugin=BnbOptimizerPlugin(optimizer="lion8bit"))
+    model, optimizer = accelerator.prepare(model, BnbDummyOptim())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        accelerator.prepare(optimizer)
+        BnbAccelerator(cpu=True).prepare(torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize("how", ["argument", "environment", "accelerator"])

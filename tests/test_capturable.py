@@ -1,6 +1,7 @@
 """capturable=True: the count, the rate and the loss scale on the device. The same code on a CPU as on a GPU."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -261,3 +262,14 @@ def test_what_it_cannot_do_is_an_error(options, gradient, message):
     with pytest.raises(NotImplementedError, match=message):
         optimizer.step()
     assert not parameter.any()
+
+
+def test_a_step_keeps_no_gradient_alive():
+    p = torch.ones(5000, requires_grad=True)
+    optimizer = bnb.optim.AdamW8bit([p], capturable=True)
+    for _ in range(2):
+        p.grad = torch.ones(5000)
+        optimizer.step()
+    gradient = weakref.ref(p.grad)
+    optimizer.zero_grad()
+    assert gradient() is None

@@ -335,8 +335,19 @@ def test_what_a_plugin_says_again_keeps_its_place_among_all_words(manager):
     say(only=True)
     rows = manager.explain(AdamW(model.named_parameters(), lr=0.1))
     assert rows["weight"].lr == 0.025 and rows["bias"].lr == 0.25
+    manager.override_named(model, {"weight": {"lr_scale": 0.5}})
+    patterns["*"] = {"eps": 1e-6}  # behind what was said before, which keeps its place
+    say(only=True)
+    rows = manager.explain(AdamW(model.named_parameters(), lr=0.1))
+    assert rows["weight"].overrides == {"lr_scale": 0.5, "eps": 1e-6} and rows["bias"].lr == 0.25
     with pytest.raises(OverrideError, match=r"plugin\('haed'\): Linear has no parameter 'haed'"):
-        manager.say_named(model, {"haed": {"lr": 1.0}}, strict=True, source="plugin")
+        manager.say_named(model, {"haed": {"lr": 1.0}}, strict=True, source="plugin", only=True)
+    assert manager.explain(AdamW(model.named_parameters(), lr=0.1))["bias"].lr == 0.25
+    with pytest.raises(TypeError, match=r"override_named: expected an nn\.Module, got int"):
+        manager.say_named(3, {}, strict=True, source="plugin")
+    empty = nn.Module()
+    for _ in range(2):  # its parameters may come later
+        manager.say_named(empty, {"late": {"lr": 1.0}}, strict=True, source="plugin")
 
 
 def test_threads_lose_no_hint(manager):

@@ -374,7 +374,7 @@ def test_state_that_stays_in_32_bits_is_a_warning():
 
     with pytest.warns(UserWarning, match="all state of AdamW stays in 32 bits, 0.10 MiB; set optim_bits=8"):
         fit(Forgot(), EightBitOptimizer())
-    with pytest.warns(UserWarning, match="AdamW8bit stays in 32 bits, .*; parameters are below min_8bit_size"):
+    with pytest.warns(UserWarning, match="AdamW8bit stays in 32 bits, .*; trainable parameters are below"):
         fit(Forgot(), EightBitOptimizer(partial(bnb.optim.AdamW8bit, min_8bit_size=10**6)))
 
 

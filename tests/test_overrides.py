@@ -580,6 +580,8 @@ def test_what_was_taken_back_does_not_return_with_a_replaced_parameter(manager):
     manager.forget_config(net.fc1.weight)
     assert manager.explain(optimizer)["fc1.weight"].lr == 0.1
     assert replaced() == 0.1
+    manager.override_config(net.fc1.weight, "eps", 1e-5)
+    assert manager.explain(optimizer)["fc1.weight"].overrides == {"eps": 1e-5}
 
 
 def test_taking_back_what_cannot_be_is_an_error(manager):

@@ -161,7 +161,8 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
             gradient = 0 if place.parameter.grad is None else _size(place.parameter.grad)
             measured = _size_of_state(optimizer.state.get(place.parameter, {}))
             row = _row(place, gradient, measured)
-            rows.append(row if place.parameter.requires_grad or measured else _frozen(row))
+            steps = place.parameter.requires_grad or gradient or measured
+            rows.append(row if steps else _frozen(row))
     else:
         for g, group in enumerate(optimizer.param_groups):
             for i, parameter in enumerate(group["params"]):

@@ -22,7 +22,7 @@ from torch_bnb.optim.capture import CapturedPlan
 from torch_bnb.optim.loading import load
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.plan import FLOATING, Plan
-from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force
+from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force, refuse_repeated
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
 from torch_bnb.overrides.hints import Hint, identity, next_order, taken_over
 from torch_bnb.overrides.resolve import merge
@@ -98,6 +98,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         explicit_bits = "optim_bits" in param_group and not ours
         for key in param_group:
             options.refuse_misspelt(key, self.options, f"{type(self).__name__}, group {index}")
+        given = dict(param_group)  # torch fills it in
         super().add_param_group(param_group)
         group = self.param_groups[index]
         what = f"{type(self).__name__}, group {index}"
@@ -115,10 +116,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             group.setdefault("base_lr", float(group["lr"]))
             if explicit_bits:  # stronger than the default that embeddings keep 32 bits
                 group.setdefault("explicit_bits", True)
-            if self._slots.rows:  # all groups of the constructor are looked at together
-                self._update_slots()
+            refuse_repeated([(index, i) for i in range(len(group["params"]))], group["params"])
         except Exception:
             del self.param_groups[index]
+            param_group.clear()
+            param_group.update(given)
             raise
 
     @property
@@ -227,12 +229,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     def _new_plan(self, rows: list[list[Slot]]) -> Plan | CapturedPlan:
         for index, group in enumerate(self.param_groups):  # anybody may have written into them; tensors are not asked
             plain = {key: value for key, value in group.items() if not isinstance(value, torch.Tensor)}
-            what = f"{type(self).__name__}, group {index}"
-            group.update(options.check(plain, self.options, what))
-            try:
-                self.check(group)
-            except ValueError as error:
-                raise ValueError(f"{what}: {error}") from None
+            group.update(options.check(plain, self.options, f"{type(self).__name__}, group {index}"))
         if not self._agreed:
             check_agreement(self)
         plan = (CapturedPlan if self.defaults["capturable"] else Plan)(self, rows)

@@ -107,6 +107,7 @@ class CapturedPlan:
             torch.autograd.graph.increment_version(call.params)
             for state in call.stepped:
                 state["step"] = captured.count
+            call.release()
 
     def __bool__(self) -> bool:
         """Whether any parameter steps."""

@@ -1,7 +1,6 @@
 """A state_dict as it leaves an optimizer: native, or in a form that can be sharded by who knows nothing of 8 bits."""
 
 from collections.abc import Mapping
-from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -44,7 +43,7 @@ def plain(state_dict: dict[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(map(_plain, value))
-    foreign = isinstance(value, Number) and type(value) not in (bool, int, float, complex) and hasattr(value, "item")
+    foreign = getattr(value, "shape", None) == () and not isinstance(value, Tensor)
     return value.item() if foreign else value
 
 

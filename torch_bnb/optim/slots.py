@@ -82,7 +82,7 @@ class SlotTable:
     def _look_up(self, manager: GlobalOptimManager, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
         params = [groups[g]["params"][i] for g, i in places]
-        _refuse_repeated(places, params)
+        refuse_repeated(places, params)
         carried = self._carried(groups)
         names = manager.parameter_names()
         found = manager.hints_for(params, {index: carried.get(place, []) for index, place in enumerate(places)})
@@ -147,7 +147,8 @@ def _what_counts(groups: Sequence[Group]) -> list[tuple]:
     return [(group["optim_bits"], *identities(group["params"])) for group in groups]
 
 
-def _refuse_repeated(places: Sequence[tuple[int, int]], params: Sequence[Tensor]) -> None:
+def refuse_repeated(places: Sequence[tuple[int, int]], params: Sequence[Tensor]) -> None:
+    """Raises ValueError for a parameter that is in two of these places, (group, position) each."""
     seen: dict[int, tuple[int, int]] = {}
     for (g, i), parameter in zip(places, params, strict=True):
         if id(parameter) in seen:

@@ -18,7 +18,8 @@ from torch_bnb.optim.calls import Call, layout_of
 from torch_bnb.optim.state import State, absmax_key, codes_key
 
 _ALMOST_ZERO = 2.0**-149
-"""A touched element's zero gradient, which is not "no gradient": so small that a rule's arithmetic rounds it away."""
+"""A touched element's zero gradient, which is not "no gradient": so small that it is rounded away beside a state, and
+that its share in a state of 0 is 0 (of Lion's sign too, as long as beta1 is at least a half)."""
 
 
 class Touched:

@@ -7,7 +7,7 @@ sharded or in host memory; no rule, no group.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -106,9 +106,12 @@ HISTORY = "grad_norms"
 """Where `percentile_clipping` keeps its history."""
 
 
+_CODES = "_codes"
+
+
 def codes_key(name: str) -> str:
     """Where the codes of a state are kept."""
-    return f"{name}_codes"
+    return f"{name}{_CODES}"
 
 
 def absmax_key(name: str) -> str:
@@ -289,14 +292,14 @@ def has(state: State, name: str) -> bool:
     return name in state or codes_key(name) in state
 
 
-def misfit(state: State, names: Iterable[str], parameter: Tensor) -> str | None:
+def misfit(state: State, names: Mapping[str, bool], parameter: Tensor) -> str | None:
     """What is wrong with a parameter's state, as after somebody has exchanged either's data; None if nothing is."""
     numel = sharding.local(parameter).numel()
-    for name in names:
-        for key, dtype in ((name, torch.float32), (codes_key(name), torch.uint8)):
-            kept = state.get(key)
-            if kept is not None and (kept.dtype is not dtype or sharding.local(kept).numel() != numel):
-                return f"its {key} is {kept.dtype} of shape {tuple(kept.shape)}; expected {dtype} of the parameter's"
+    for key, kept in state.items():
+        dtype = torch.float32 if key in names else torch.uint8 if key.endswith(_CODES) else None
+        if dtype and (kept.dtype is not dtype or sharding.local(kept).numel() != numel):
+            expected = f"{dtype} with {parameter.numel()} elements"
+            return f"its {key} is {kept.dtype} of shape {tuple(kept.shape)}; expected {expected}"
     return None
 
 

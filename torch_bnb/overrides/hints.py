@@ -169,8 +169,9 @@ def superseded(given: Iterable[Any], by: Any, voice: Any) -> list[Any]:
     kept = []
     for hint in given:
         if voice(hint) == voice(by):
-            hint = replace(hint, config={k: v for k, v in hint.config.items() if k not in by.speaks_of})
-        if hint.config:
+            config = {key: value for key, value in hint.config.items() if key not in by.speaks_of}
+            hint = replace(hint, config=config, withdrawn=tuple(k for k in hint.withdrawn if k not in by.speaks_of))
+        if hint.speaks_of:
             kept.append(hint)
     return kept
 

@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch_bnb.overrides.explain import Explanation, explain
 from torch_bnb.overrides.hints import Hint, Level, ModuleHint
 from torch_bnb.overrides.resolve import Key, check_overrides, find, hints_through, names, own, spell
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, known_names, known_options, validate
+
+_Source = Callable[[Key], str]
+"""What `explain` calls a hint, from its key."""
 
 
 class GlobalOptimManager:
@@ -117,7 +121,7 @@ class GlobalOptimManager:
 
         Raises:
             OverrideError: Nothing to set, an unknown option (with the nearest spelling) or an impossible value.
-            TypeError: `parameters` holds something that is no tensor.
+            TypeError: `parameters` holds something that is no parameter.
         """
         if isinstance(key, Mapping) or (key_value_dict is not None and not isinstance(key_value_dict, Mapping)):
             raise OverrideError("override_config: several options go into key_value_dict={...}")
@@ -161,8 +165,13 @@ class GlobalOptimManager:
             OverrideError: No parameter has that name, an unknown option, or an impossible value.
             TypeError: `module` is no ``nn.Module``.
         """
-        source = f"register_module_override({type(module).__name__}, {spell(param_name)})"
-        self._add(module, {param_name: config}, Level.MODULE, lambda _: source, "register_module_override", strict=True)
+        caller = "register_module_override"
+
+        def named(key: Key) -> str:
+            return f"{caller}({type(module).__name__}, {spell(key)})"
+
+        checked = _checked(module, {param_name: config}, Level.MODULE, named, caller, strict=True)
+        self._add(module, checked, Level.MODULE, named, strict=True)
 
     def override_named(
         self,
@@ -192,14 +201,22 @@ class GlobalOptimManager:
             >>> hints = {"embed.*": {"optim_bits": 32}, torch.nn.LayerNorm: {"weight_decay": 0.0}}
             >>> manager.override_named(model, hints)
         """
-        self._add(model, patterns, Level.PATTERN, lambda key: f"{source}({spell(key)})", "override_named", strict)
+        named = _sources(source)
+        self._add(
+            model,
+            _checked(model, patterns, Level.PATTERN, named, "override_named", strict),
+            Level.PATTERN,
+            named,
+            strict,
+        )
 
     def say_named(
         self, model: nn.Module, patterns: Mapping[Key, OverrideSpec], strict: bool, source: str, only: bool = False
     ) -> None:
         """`override_named` for a plugin, which says the same at several points of a set-up.
 
-        What it has said before keeps its place among all words: what others have said since then is still later.
+        What it has said before keeps its place among all words, up to the first pattern that is new: what others have
+        said since then is still later.
 
         Args:
             model: The names' root.
@@ -212,21 +229,22 @@ class GlobalOptimManager:
             OverrideError: As there.
             TypeError: As there.
         """
-        checked = check_overrides(patterns, "override_named", lambda key: f"{source}({spell(key)})")
+        named = _sources(source)
+        checked = _checked(model, patterns, Level.PATTERN, named, "override_named", strict)
         with self._lock:
-            notes = hints.notes(model) or hints.note(model)
-            mine = [hint for hint in notes.hints if hint.source == f"{source}({spell(hint.key)})"]
-            said = [(hint.key, hint.config) for hint in mine]
-            known = said == list(checked.items()) if only else all(item in said for item in checked.items())
-            if known:
-                if strict:
-                    _refuse_unfit(model, checked, lambda key: f"{source}({spell(key)})")
-                notes.hints = [replace(hint, must_match=strict) if hint in mine else hint for hint in notes.hints]
-            elif only:
-                notes.hints = [hint for hint in notes.hints if hint not in mine]
-            self.version += 1
-        if not known:
-            self.override_named(model, patterns, strict, source)
+            notes = hints.note(model)
+            mine = [hint for hint in notes.hints if hint.source == named(hint.key)]
+            alike = [hint for hint in mine if checked.get(hint.key) == hint.config]
+            known = [
+                hint for hint, _ in takewhile(lambda pair: pair[0].key == pair[1], zip(alike, checked, strict=False))
+            ]
+            notes.hints = [
+                replace(hint, must_match=strict) if hint in known else hint
+                for hint in notes.hints
+                if hint in known or not (only and hint in mine)
+            ]
+            rest = {key: checked[key] for key in list(checked)[len(known) :]}
+            self._add(model, rest, Level.PATTERN, named, strict)
 
     def explain(self, model_or_optimizer: Any) -> Explanation:
         """Who gets what, and which hint said so: a table to print, rows to read, ``.to_dict()`` for programs.
@@ -343,13 +361,8 @@ class GlobalOptimManager:
             return {hints.identity(p) for module in hints.known_modules() for p in own(module).values()}
 
     def _add(
-        self, module: Any, given: Mapping[Key, OverrideSpec], level: Level, source: Any, caller: str, strict: bool
+        self, module: nn.Module, checked: Mapping[Key, dict[str, Any]], level: Level, source: _Source, strict: bool
     ) -> None:
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"{caller}: expected an nn.Module, got {type(module).__name__}")
-        checked = check_overrides(given, caller, source)
-        if strict and (level is Level.MODULE or any(True for _ in module.parameters())):
-            _refuse_unfit(module, checked, source)
         with self._lock:
             for key, config in checked.items():
                 order, epoch = hints.next_order(), hints.current_epoch()
@@ -392,10 +405,22 @@ class GlobalOptimManager:
                     note.add(bound)
 
 
-def _refuse_unfit(module: nn.Module, keys: Iterable[Key], source: Callable[[Key], str]) -> None:
-    named = names(module)
-    for key in keys:
-        try:
-            find(module, key, named)
-        except (OverrideError, LookupError) as error:
-            raise OverrideError(f"{source(key)}: {error}") from None
+def _sources(source: str) -> _Source:
+    return lambda key: f"{source}({spell(key)})"
+
+
+def _checked(
+    module: Any, given: Mapping[Key, OverrideSpec], level: Level, source: _Source, caller: str, strict: bool
+) -> dict[Key, dict[str, Any]]:
+    """Patterns over a module's names, checked as far as that can be done now."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{caller}: expected an nn.Module, got {type(module).__name__}")
+    checked = check_overrides(given, caller, source)
+    if strict and (level is Level.MODULE or any(True for _ in module.parameters())):
+        named = names(module)
+        for key in checked:
+            try:
+                find(module, key, named)
+            except (OverrideError, LookupError) as error:
+                raise OverrideError(f"{source(key)}: {error}") from None
+    return checked

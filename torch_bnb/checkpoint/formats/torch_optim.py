@@ -58,12 +58,17 @@ def read(state_dict: Mapping[str, Any], rule: str) -> Portable:
     theirs = {key for name in CLASSES for key in defaults(name)}
     dropped = (theirs - RULES[rule].options.keys() - {"maximize"}) | EXECUTION
     groups = [portable.without(group, dropped) for group in state_dict["param_groups"]]
-    decaying = [group for group in state_dict["param_groups"] if group.get("weight_decay")]
+    result = portable.checked(Portable(rule, groups, states), NAME)
+    decays = [
+        theirs.get("decoupled_weight_decay")
+        for group, theirs in zip(result.groups, state_dict["param_groups"], strict=True)
+        if group.get("weight_decay")
+    ]
     for own, decoupled, other in (("adam", True, "AdamW"), ("adamw", False, "Adam")):
-        if rule == own and any(group.get("decoupled_weight_decay") is decoupled for group in decaying):
+        if rule == own and any(said is decoupled for said in decays):
             how = "apart from" if decoupled else "as a part of"
             say_changed(f"the weights decayed {how} the gradient: {other} goes on as it did")
-    return portable.checked(Portable(rule, groups, states), NAME)
+    return result
 
 
 def write(state: Portable, bits: int | None) -> dict[str, Any]:
