@@ -81,8 +81,8 @@ def strided_parameter(params, optimizer):
 
 
 def sparse_gradient(params, optimizer):
-    if optimizer.layerwise:
-        return  # which takes none
+    if optimizer.layerwise or not params[3].is_contiguous():
+        return  # they take none
     rows = torch.tensor([[1, 0]]) if params[3].grad[0, 0] > 0 else torch.tensor([[1]])
     params[3].grad = torch.sparse_coo_tensor(rows, params[3].grad[: rows.numel()], SHAPES[3], check_invariants=True)
 
