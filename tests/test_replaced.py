@@ -243,3 +243,26 @@ def sharded_from_meta(rank):
 @pytest.mark.distributed
 def test_hints_hold_from_meta_to_sharded_to_real(tmp_path):
     assert run(sharded_from_meta, 2, tmp_path) == [EXPECTED, EXPECTED]
+
+
+def replaced_by_another_shape(rank):
+    net = nn.Linear(8, 8)
+    optimizer = AdamW(net.parameters())
+    net.weight.grad = torch.ones_like(net.weight)
+    optimizer.step()
+    other = nn.Linear(16, 8)
+    fully_shard(other)
+    optimizer.param_groups[0]["params"] = list(other.parameters())
+    said = []
+    for _ in range(2):  # the state is not given up because it was said once
+        try:
+            optimizer.step()
+        except ValueError as error:
+            said.append(str(error))
+    return said, len(optimizer.state)
+
+
+@pytest.mark.distributed
+def test_a_shard_of_another_shape_is_an_error_as_long_as_it_is_there(tmp_path):
+    message = "parameter 0 of group 0, shape (8, 8), has state and was replaced by one of shape (8, 16)"
+    assert run(replaced_by_another_shape, 2, tmp_path) == [([message] * 2, 1)] * 2
