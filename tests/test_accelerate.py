@@ -118,8 +118,10 @@ def test_what_is_ours_or_was_not_asked_for_is_no_warning():
     model, optimizer = accelerator.prepare(model, BnbDummyOptim())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        accelerator.prepare(optimizer)
-        BnbAccelerator(cpu=True).prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+        again = accelerator.prepare(optimizer)
+        other = BnbAccelerator(cpu=True).prepare(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert again.optimizer is optimizer.optimizer and type(again.optimizer) is bnb.optim.Lion8bit
+    assert type(other.optimizer) is torch.optim.SGD
 
 
 @pytest.mark.parametrize("how", ["argument", "environment", "accelerator"])

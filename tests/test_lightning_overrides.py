@@ -240,6 +240,63 @@ def test_the_tuner_searches_with_the_optimizer_that_will_train(tmp_path):
     assert trainer.optimizers[0].param_groups[0]["lr"] == finder.suggestion()
 
 
+@pytest.mark.parametrize("by", ["callback", "tuner"])
+def test_an_own_rate_moves_with_a_rate_that_is_found_for_a_built_optimizer_only(by, tmp_path, manager):
+    class Tuned(Model):
+        def __init__(self):
+            super().__init__()
+            self.lr, self.started = 1e-3, []
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+        def train_dataloader(self):
+            return DataLoader(torch.arange(400) % 100, batch_size=2)
+
+        def on_train_start(self):
+            rows = manager.explain(self.trainer.optimizers[0])
+            self.started.append((rows["embed.weight"].lr, rows["head.weight"].lr))
+
+    callbacks = [EightBitOptimizer(overrides={"head.weight": {"lr": 1e-4}})]
+    if by == "callback":
+        callbacks.append(LearningRateFinder(num_training_steps=20, early_stop_threshold=None))
+    module = Tuned()
+    trainer = pl.Trainer(
+        max_steps=30, accelerator="cpu", callbacks=callbacks, default_root_dir=tmp_path, **{**QUIET, "logger": False}
+    )
+    if by == "tuner":
+        Tuner(trainer).lr_find(module, num_training=20, early_stop_threshold=None)
+    trainer.fit(module)
+    rate, own = module.started[-1]
+    assert rate == pytest.approx(module.lr) and rate != 1e-3
+    assert own == pytest.approx(1e-4 * (rate / 1e-3 if by == "callback" else 1))
+
+
+def test_a_module_that_builds_our_optimizer_without_a_callback_registers_itself(manager):
+    class Plain(Bare):
+        optim_overrides = {"head.weight": {"lr": 0.5}}
+        registers = False
+
+        def configure_optimizers(self):
+            if self.registers:
+                manager.register_parameters(self)
+            return bnb.optim.AdamW8bit(self.parameters(), min_8bit_size=0)
+
+    @optim_overrides({"head.weight": {"lr": 0.25}})
+    class Decorated(Plain):
+        pass
+
+    class Registered(Plain):
+        registers = True
+
+    def shown(module):
+        return {row.name: (row.bits, row.lr) for row in manager.explain(fit(module).optimizers[0])}
+
+    assert shown(Plain()) == {f"group 0, parameter {i}": (8, 1e-3) for i in range(3)}
+    assert shown(Decorated()) == {"embed.weight": (8, 1e-3), "head.weight": (8, 0.25), "head.bias": (8, 1e-3)}
+    assert shown(Registered()) == {"embed.weight": (32, 1e-3), "head.weight": (8, 0.5), "head.bias": (8, 1e-3)}
+
+
 def test_the_finders_that_are_callbacks_leave_the_training_alone(tmp_path):
     class Tuned(Model):
         def __init__(self):

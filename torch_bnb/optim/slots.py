@@ -106,14 +106,14 @@ class SlotTable:
         """
         now = {identity(p) for group in groups for p in group["params"]}
         before = {slot.identity for row in self.rows for slot in row}
-        known = GlobalOptimManager.get_instance().known_identities() if before - now else set()
+        known = GlobalOptimManager.get_instance().known_numbers() if before - now else set()
         carried = {}
         for g, (row, group) in enumerate(zip(self.rows, groups, strict=False)):
             arrived = [identity(p) for p in group["params"] if identity(p) not in before]
             if len(row) == len(group["params"]) and len(self.rows) <= len(groups):
                 for i, (slot, p) in enumerate(zip(row, group["params"], strict=True)):
                     replaced = slot.identity not in now and identity(p) not in before
-                    replaced &= not {slot.identity, identity(p)} <= known
+                    replaced &= not {slot.identity[1], identity(p)[1]} <= known
                     if slot.identity == identity(p) or replaced:
                         carried[g, i] = [h for h in slot.hints if self._is_copy or h.level is Level.PARAMETER]
             elif arrived and any(slot.overrides and slot.identity not in now for slot in row):

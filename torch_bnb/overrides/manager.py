@@ -13,7 +13,7 @@ from torch_bnb.overrides import hints, targets
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.explain import Explanation, explain
 from torch_bnb.overrides.hints import Hint, Level, ModuleHint
-from torch_bnb.overrides.resolve import Key, check_overrides, find, hints_through, names, own, spell
+from torch_bnb.overrides.resolve import Key, check_overrides, find, hints_through, names, numbers_in, own, spell
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, known_names, known_options, validate
 
 _Source = Callable[[Key], str]
@@ -166,12 +166,9 @@ class GlobalOptimManager:
             TypeError: `module` is no ``nn.Module``.
         """
         caller = "register_module_override"
-
-        def named(key: Key) -> str:
-            return f"{caller}({type(module).__name__}, {spell(key)})"
-
-        checked = _checked(module, {param_name: config}, Level.MODULE, named, caller, strict=True)
-        self._add(module, checked, Level.MODULE, named, strict=True)
+        source = f"{caller}({type(module).__name__}, {spell(param_name)})"
+        checked = _checked(module, {param_name: config}, Level.MODULE, lambda _: source, caller, strict=True)
+        self._add(module, checked, Level.MODULE, lambda _: source, strict=True)
 
     def override_named(
         self,
@@ -202,13 +199,8 @@ class GlobalOptimManager:
             >>> manager.override_named(model, hints)
         """
         named = _sources(source)
-        self._add(
-            model,
-            _checked(model, patterns, Level.PATTERN, named, "override_named", strict),
-            Level.PATTERN,
-            named,
-            strict,
-        )
+        checked = _checked(model, patterns, Level.PATTERN, named, "override_named", strict)
+        self._add(model, checked, Level.PATTERN, named, strict)
 
     def say_named(
         self, model: nn.Module, patterns: Mapping[Key, OverrideSpec], strict: bool, source: str, only: bool = False
@@ -355,10 +347,10 @@ class GlobalOptimManager:
                     found.setdefault(id(parameter), name)
             return found
 
-    def known_identities(self) -> set[tuple[int, int]]:
-        """Of the parameters that known modules hold now, each one's `identity`."""
+    def known_numbers(self) -> set[int]:
+        """Of the parameters that known modules hold now, the number of each one's `identity`."""
         with self._lock:
-            return {hints.identity(p) for module in hints.known_modules() for p in own(module).values()}
+            return numbers_in(hints.known_modules())
 
     def _add(
         self, module: nn.Module, checked: Mapping[Key, dict[str, Any]], level: Level, source: _Source, strict: bool
