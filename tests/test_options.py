@@ -296,3 +296,41 @@ def test_impossible_values_are_errors(options, message):
 def test_a_mean_that_would_grow_negative_is_an_error():
     with pytest.raises(ValueError, match=r"RMSprop: alpha=1\.5: expected a number in \[0, 1\)"):
         bnb.optim.RMSprop([param()], alpha=1.5)
+
+
+OPTIONS = {
+    "none": {},
+    "percentile_clipping": {"percentile_clipping": 50},
+    "max_unorm": {"max_unorm": 0.1},
+    "block_wise": {"block_wise": False},
+    "stochastic": {"state_rounding": "stochastic"},
+    "capturable": {"capturable": True},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@EVERY_RULE
+def test_parameters_on_several_devices_step_as_those_of_each_alone(name, option):
+    """The second device is meta, which has shapes and no numbers: what mixes the two is an error."""
+
+    def model(device, seed):
+        torch.manual_seed(seed)
+        found = [torch.randn(shape, device=device).requires_grad_() for shape in ((70, 80), (5000,))]
+        for p in found:
+            p.grad = torch.randn_like(p)
+        return found
+
+    case = CASES[name]
+    options = {"lr": case.lr, "optim_bits": 8, **OPTIONS[option]}
+    alone, here, there = model("cpu", 0), model("cpu", 0), model("meta", 0)
+    both = case.optimizer([*here, *there], **options)
+    one = case.optimizer(alone, **options)
+    for _ in range(3):
+        both.step()
+        one.step()
+    assert all(map(torch.equal, here, alone))
+    for p, q in zip(here, there, strict=True):
+        for key, value in both.state[p].items():
+            if key != "step":
+                assert (value.device.type, value.shape) == ("cpu", both.state[q][key].shape)
+                assert both.state[q][key].is_meta
