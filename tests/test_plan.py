@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import torch_bnb as bnb
 from torch_bnb import ops
-from torch_bnb.optim import plan
+from torch_bnb.optim import calls, plan
 from torch_bnb.optim.plan import Plan
 
 SHAPES = [(70, 70), (5000,), (33,), (2, 3000)]
@@ -70,6 +70,15 @@ def nothing(params, optimizer):
 
 def no_gradient(params, optimizer):
     params[0].grad = None
+
+
+def another_without_gradient(params, optimizer):
+    params[3].grad = None
+
+
+def one_gradient(params, optimizer):
+    for parameter in params[1:]:
+        parameter.grad = None
 
 
 def strided_gradient(params, optimizer):
@@ -153,8 +162,8 @@ def moved_parameter(params, optimizer):
 
 
 EVENTS = [
-    no_gradient, strided_gradient, strided_parameter, sparse_gradient, other_dtype, other_rates,
-    fewer_bits, hint, clipped, no_history, no_rate, no_state, other_count, reloaded,
+    no_gradient, another_without_gradient, one_gradient, strided_gradient, strided_parameter, sparse_gradient,
+    other_dtype, other_rates, fewer_bits, hint, clipped, no_history, no_rate, no_state, other_count, reloaded,
     moved_state, shared_state, moved_parameter, skipped_zeros, nothing,
 ]  # fmt: skip
 
@@ -168,6 +177,63 @@ def test_steps_that_are_alike_are_planned_once_also_where_tensors_are_copied_or_
         event(params, optimizer)
         optimizer.step()
     assert len(plans) <= 2
+
+
+@pytest.mark.parametrize("event", [nothing, strided_gradient, strided_parameter, other_rates])
+@pytest.mark.parametrize("percentile", [100, 50])
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_whose_gradients_come_and_go_are_looked_at_once(name, percentile, event, monkeypatch):
+    looked_at = []
+    check = plan.check_grad
+    monkeypatch.setattr(
+        plan, "check_grad", lambda optimizer, p, *rest: (looked_at.append(p), check(optimizer, p, *rest))
+    )
+    params, optimizer = start(name, percentile_clipping=percentile)
+    give_gradients(params, 0)
+    event(params, optimizer)
+    optimizer.step()
+    for seed, absent in enumerate([no_gradient, another_without_gradient, one_gradient, nothing, no_gradient]):
+        give_gradients(params, seed)
+        if event is not strided_parameter:
+            event(params, optimizer)
+        absent(params, optimizer)
+        optimizer.step()
+    # The first step differs for some rules: which states there are depends on it.
+    assert len(looked_at) <= 2 * len(params)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"max_unorm": 0.1}, {"percentile_clipping": 50}, {"capturable": True}], ids=str
+)
+@pytest.mark.parametrize("name", CASES)
+def test_strided_parameters_are_copied_a_few_at_a_time(name, options, monkeypatch):
+    """More memory than that would be taken where it is short: parameters and gradients once more."""
+    alive, most = [], []
+    update = ops.update_on_device if "capturable" in options else ops.update
+
+    def watched(rule, params, grads, *rest, **common):
+        alive.append(weakref.ref(params[0]))
+        most.append(sum(copy() is not None for copy in alive))
+        update(rule, params, grads, *rest, **common)
+
+    monkeypatch.setattr(calls, "COPIES_BYTES", 1)
+    monkeypatch.setattr(ops, update.__name__, watched)
+    generator = seeded.generator(0)
+    contiguous = [torch.randn(8, 70, 3, 3, generator=generator).requires_grad_() for _ in range(5)]
+    strided = [p.detach().to(memory_format=torch.channels_last).requires_grad_() for p in contiguous]
+    case = CASES[name]
+    optimizers = [case.optimizer(params, lr=case.lr, optim_bits=8, **options) for params in (contiguous, strided)]
+    for seed in range(3):
+        give_gradients(contiguous, seed)
+        for p, q in zip(contiguous, strided, strict=True):
+            q.grad = p.grad.to(memory_format=torch.channels_last)
+        del alive[:]
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(map(torch.equal, contiguous, strided))
+    assert not any(p.is_contiguous() for p in strided)
+    assert len(most) >= 5
+    assert most[-5:] == ([2] * 5 if "capturable" in options else [1] * 5)  # the contiguous ones' first is alive
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -195,6 +261,8 @@ def test_tensors_that_are_handed_over_step_as_those_that_are_known_by_address(na
 @example(events=[nothing, nothing, no_history, nothing], name="sgd", percentile=50)
 @example(events=[strided_gradient] * 4 + [nothing, strided_gradient], name="adamw", percentile=50)
 @example(events=[strided_parameter] * 4 + [nothing, no_gradient], name="lamb", percentile=100)
+@example(events=[nothing, one_gradient, no_gradient, no_state, one_gradient, nothing], name="sgd", percentile=50)
+@example(events=[nothing, one_gradient, strided_parameter, no_gradient, nothing], name="adamw", percentile=100)
 @example(events=[sparse_gradient] * 5 + [nothing, sparse_gradient], name="adamw", percentile=50)
 @example(events=[sparse_gradient] * 3 + [fewer_bits, other_count, sparse_gradient], name="sgd", percentile=100)
 def test_a_kept_plan_steps_as_a_new_one_whatever_happens_in_between(events, name, percentile):
@@ -228,7 +296,8 @@ def test_a_plan_keeps_no_parameter_and_no_gradient_alive(event):
     optimizer.zero_grad()
     gc.collect()
     assert all(gradient() is None for gradient in gradients)
-    assert not any(planned.call.params or planned.call.put_back for planned in optimizer._plan._planned)
+    made = [planned.call for planned in optimizer._plan._planned]
+    assert not any(call.params or call.grads or getattr(call, "put_back", None) for call in made)
 
 
 def test_a_gradient_that_goes_wrong_later_is_an_error_before_anything_moves():

@@ -19,9 +19,10 @@ from torch_bnb.optim import state as storage
 from torch_bnb.optim.adoption import adopt
 from torch_bnb.optim.agreement import check_agreement
 from torch_bnb.optim.capture import CapturedPlan
+from torch_bnb.optim.fitness import FLOATING
 from torch_bnb.optim.loading import load
 from torch_bnb.optim.options import CommonOptions
-from torch_bnb.optim.plan import FLOATING, Plan
+from torch_bnb.optim.plan import Plan
 from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force, refuse_repeated
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
 from torch_bnb.overrides.hints import Hint, identity, next_order, taken_over
@@ -221,18 +222,21 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         rows = self._update_slots()
         plan, self._plan = self._plan, None  # not kept if anything goes wrong
         if plan is None or not plan.renew(self, rows):
-            plan = self._new_plan(rows)
+            plan = self._new_plan(rows, plan)
         plan.run(self)
         self._plan = plan
         return loss
 
-    def _new_plan(self, rows: list[list[Slot]]) -> Plan | CapturedPlan:
+    def _new_plan(self, rows: list[list[Slot]], before: Plan | CapturedPlan | None) -> Plan | CapturedPlan:
         for index, group in enumerate(self.param_groups):  # anybody may have written into them; tensors are not asked
             plain = {key: value for key, value in group.items() if not isinstance(value, torch.Tensor)}
             group.update(options.check(plain, self.options, f"{type(self).__name__}, group {index}"))
         if not self._agreed:
             check_agreement(self)
-        plan = (CapturedPlan if self.defaults["capturable"] else Plan)(self, rows)
+        if self.defaults["capturable"]:
+            plan: Plan | CapturedPlan = CapturedPlan(self, rows)
+        else:
+            plan = Plan(self, rows, before if isinstance(before, Plan) else None)
         if not (self._agreed or plan) and (flat := sharding.flat_gradients()):
             raise ValueError(
                 f"{type(self).__name__}: none of its parameters has a gradient, but FSDP's flat parameters have (the "

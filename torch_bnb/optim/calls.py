@@ -1,8 +1,8 @@
 """One call of the operator: parameters that share device, scalars and options, gathered and then run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -13,6 +13,9 @@ from torch_bnb import ops
 from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.state import State
+
+COPIES_BYTES = 32 * 2**20
+"""Of tensors that are no run of memory: so many are copied into one at a time, or one that is larger."""
 
 
 class Grid(NamedTuple):
@@ -36,8 +39,10 @@ class Call:
     """Of its last norms, which a gradient is scaled down to; 100: none is scaled."""
     groups: tuple[Any, ...] = ()
     """The process groups that hold the other parts of the parameters; none, if they are whole."""
+    strided: bool = False
+    """Whether parameters or gradients are not contiguous: copies stand for them while the operator runs."""
     params: list[Tensor] = field(default_factory=list)
-    """Contiguous; of a sharded parameter the part that is here. So are the gradients."""
+    """Of a sharded parameter the part that is here. So are the gradients."""
     grads: list[Tensor] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     stepped: list[State] = field(default_factory=list)
@@ -52,12 +57,10 @@ class Call:
     norms: Tensor | None = None
     headers: ops.Headers | None = None
     """Of the operator's tensors, once they have been looked at and if they can be known by their headers."""
+    copied: int = 0
+    """Bytes of its copies."""
     layout: Any = None
     """What the tensors were when they were looked at: dtype, device, size."""
-    put_back: list[Callable[[], Any]] = field(default_factory=list)
-    """For parameters in whose place a copy stands in `params`."""
-    copies: bool = False
-    """Whether there is a copy of a parameter or a gradient, which is one of this step only."""
 
     def add(self, parameter: Tensor, grad: Tensor, state: State, step: int, grid: Grid | None) -> None:
         """Adds a parameter whose state is prepared; of a sharded one what is here."""
@@ -69,13 +72,15 @@ class Call:
 
     def put(self, parameter: Tensor, grad: Tensor, state: State) -> None:
         """Puts in what the operator gets of a parameter."""
-        contiguous, its = _contiguous(parameter), _contiguous(grad)
-        if contiguous is not parameter:
-            self.put_back.append(partial(parameter.copy_, contiguous))
-        self.copies |= contiguous is not parameter or its is not grad
-        self.params.append(contiguous)
-        self.grads.append(its)
+        self.params.append(parameter)
+        self.grads.append(grad)
         self.states.append(state)
+        if self.strided:
+            self.copied += parameter.nbytes + grad.nbytes
+
+    def is_full(self) -> bool:
+        """Whether copies of more parameters would take too much memory."""
+        return self.copied >= COPIES_BYTES
 
     def take(self, params: list[Tensor], grads: list[Tensor], names: Mapping[str, bool]) -> bool:
         """Takes the parameters and gradients of another step, in the order in which they were added.
@@ -88,17 +93,8 @@ class Call:
         Returns:
             Whether the operator's tensors are like those of the last step, wherever they lie.
         """
-        if self.copies:
-            self.put_all(params, grads)
-        else:
-            self.params, self.grads = params, grads
+        self.params, self.grads = params, grads
         return self.look(names)
-
-    def put_all(self, params: list[Tensor], grads: list[Tensor]) -> None:
-        """Puts in parameters and gradients anew."""
-        self.params, self.grads, self.states = [], [], []
-        for parameter, grad, state in zip(params, grads, self.stepped, strict=True):
-            self.put(parameter, grad, state)
 
     def look(self, names: Mapping[str, bool]) -> bool:
         """Looks at the operator's tensors.
@@ -124,7 +120,7 @@ class Call:
 
     def release(self) -> None:
         """Lets go of parameters and gradients."""
-        self.params, self.grads, self.headers, self.put_back = [], [], None, []
+        self.params, self.grads, self.headers = [], [], None
 
     def finds_state(self) -> bool:
         """Whether the states that are prepared are still where they were, as far as it cannot be seen at the call."""
@@ -163,12 +159,33 @@ class Call:
         """
         if self.arguments["stochastic_states"] or self.arguments["stochastic_weights"]:
             self.keys = [step << 32 | index for step, index in zip(self.steps, indices, strict=True)]
-        self.update(rule, names)
-        for put_back in self.put_back:
-            put_back()
+        with self.laid_out(writes=True):
+            self.update(rule, names)
         torch.autograd.graph.increment_version(self.params)
         for state, step in zip(self.stepped, self.steps, strict=True):
             state["step"] = step
+
+    @contextmanager
+    def laid_out(self, writes: bool) -> Iterator[None]:
+        """In its body the parameters and gradients are contiguous.
+
+        Args:
+            writes: The body changes parameters.
+        """
+        if not self.strided:
+            yield
+            return
+        params, grads = self.params, self.grads
+        self.params, self.grads = ([tensor.contiguous() for tensor in tensors] for tensors in (params, grads))
+        self.headers = None  # they are of others
+        try:
+            yield
+            if writes:
+                copied = [(p, copy) for p, copy in zip(params, self.params, strict=True) if copy is not p]
+                if copied:
+                    torch._foreach_copy_([p for p, _ in copied], [copy for _, copy in copied])
+        finally:
+            self.params, self.grads = params, grads
 
     def update(self, rule: str, names: Mapping[str, bool]) -> None:
         """The operator alone, with the arguments that have been gathered."""
@@ -184,5 +201,6 @@ def layout_of(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.layout, tensor.dtype, tensor.device, tensor.numel(), strided and tensor.is_contiguous()
 
 
-def _contiguous(tensor: Tensor) -> Tensor:
-    return tensor.contiguous() if tensor.layout is torch.strided else tensor
+def is_strided(parameter: Tensor, grad: Tensor) -> bool:
+    """Whether one of them is dense and no run of memory."""
+    return grad.layout is torch.strided and not (parameter.is_contiguous() and grad.is_contiguous())

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch_bnb import ops
 from torch_bnb.optim import host, options, sharding
 from torch_bnb.optim import state as storage
-from torch_bnb.optim.calls import Call
-from torch_bnb.optim.plan import check_grad, grid_of
+from torch_bnb.optim.calls import Call, is_strided
+from torch_bnb.optim.facts import grid_of
+from torch_bnb.optim.fitness import check_grad
 from torch_bnb.optim.slots import Group, Slot
 from torch_bnb.optim.state import Form, State
 
@@ -49,7 +50,8 @@ class CapturedPlan:
     """
 
     def __init__(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
-        self._calls: dict[tuple, Captured] = {}
+        self._calls: list[Captured] = []
+        found: dict[tuple, Captured] = {}
         counts: dict[tuple, Tensor] = {}
         index, untouched = -1, True
         _check(optimizer, rows)
@@ -66,31 +68,33 @@ class CapturedPlan:
                 count = _count(state, parameter.device, counts)
                 bits = 8 if storage.wants_8bit(config, parameter) else 32
                 grid = grid_of(parameter) if storage.wanted(config, parameter) is Form.ROWS else None
-                place = (parameter.device, g, id(slot.overrides), bits, fresh, id(count), grid is None)
-                if place not in self._calls:
+                strided = is_strided(parameter, grad)
+                place = (parameter.device, g, id(slot.overrides), bits, fresh, id(count), grid is None, strided)
+                captured = found.get(place)
+                if captured is None or captured.call.is_full():
                     own = {**config, "optim_bits": bits}
                     arguments = options.arguments(own, optimizer.states, optimizer.decays(own))
-                    call = Call({}, arguments, optimizer.active_states(own))
-                    self._calls[place] = Captured(call, own, _rate(group, slot), fresh, count)
-                captured = self._calls[place]
+                    call = Call({}, arguments, optimizer.active_states(own), strided=strided)
+                    captured = found[place] = Captured(call, own, _rate(group, slot), fresh, count)
+                    self._calls.append(captured)
                 captured.indices.append(index)
                 storage.prepare(state, captured.call.active, parameter, config, optimizer.initial(config))
                 captured.call.add(parameter, grad, state, 0, grid)
-        _leave_behind(optimizer.state.values(), list(self._calls.values()))
+        _leave_behind(optimizer.state.values(), self._calls)
         # No parameter has stepped, and none would now. Only a step that makes all state looks: that may wait.
-        self._rehearses = bool(self._calls) and untouched and not any(map(_moves, self._calls.values()))
+        self._rehearses = bool(self._calls) and untouched and not any(map(_moves, self._calls))
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter, unless a GradScaler's ``found_inf`` says on the device that none may change."""
         if self._rehearses:
-            for captured in self._calls.values():
+            for captured in self._calls:
                 for state in captured.call.stepped:
                     state["step"] = captured.count
             return
         scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-        for count in {id(captured.count): captured.count for captured in self._calls.values()}.values():
+        for count in {id(captured.count): captured.count for captured in self._calls}.values():
             count += 1 if found_inf is None else 1 - found_inf.to(count)
-        for captured in self._calls.values():
+        for captured in self._calls:
             call, device = captured.call, captured.count.device
             scalars = optimizer.scalars(captured.config, captured.count, captured.fresh)
             scalars["lr"] = scalars["lr"] * captured.rate
@@ -101,9 +105,8 @@ class CapturedPlan:
                 moving["found_inf"] = _on(device, found_inf)
             if scale is not None:
                 call.grad_scales = _on(device, scale).reciprocal().expand(len(call.params)).contiguous()
-            ops.update_on_device(optimizer.rule, *call.tensors(optimizer.states), **moving, **call.keywords())
-            for put_back in call.put_back:
-                put_back()
+            with call.laid_out(writes=True):
+                ops.update_on_device(optimizer.rule, *call.tensors(optimizer.states), **moving, **call.keywords())
             torch.autograd.graph.increment_version(call.params)
             for state in call.stepped:
                 state["step"] = captured.count

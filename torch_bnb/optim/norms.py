@@ -47,7 +47,8 @@ def measure(calls: Sequence[Call], rule: str, names: Mapping[str, bool], layerwi
 def _measure(calls: Sequence[Call], rule: str, names: Mapping[str, bool]) -> None:
     sums = [torch.zeros(len(call.params), 3, dtype=torch.float64, device=call.params[0].device) for call in calls]
     for call, own in zip(calls, sums, strict=True):
-        ops.measure(rule, *call.tensors(names), call.scalars, own, **call.keywords())
+        with call.laid_out(writes=False):
+            ops.measure(rule, *call.tensors(names), call.scalars, own, **call.keywords())
     add_up(sums, [call.groups for call in calls])
     for call, own in zip(calls, sums, strict=True):
         call.norms = ops.norms_of(own, call.arguments["max_unorm"])

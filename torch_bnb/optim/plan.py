@@ -3,7 +3,7 @@
 Knows groups, overrides and how state is kept; nothing of what a rule computes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_
@@ -11,26 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from torch_bnb import ops
 from torch_bnb.optim import host, norms, options, sharding
 from torch_bnb.optim import state as storage
-from torch_bnb.optim.calls import Call, Grid
+from torch_bnb.optim.calls import Call, is_strided
+from torch_bnb.optim.facts import Facts, Memory, about_state, facts_of
+from torch_bnb.optim.fitness import check_grad, measures
 from torch_bnb.optim.paging import PagedCall
 from torch_bnb.optim.slots import Group, Slot
 from torch_bnb.optim.sparse import SparseCall
-from torch_bnb.optim.state import Form
+from torch_bnb.optim.state import State
 
 if TYPE_CHECKING:
     from torch_bnb.optim.base import BlockwiseOptimizer
-
-FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def about_state(config: Group) -> tuple[Any, ...]:
-    """What decides how a parameter's state is kept."""
-    return *(config[key] for key in options.STORAGE), config["percentile_clipping"]
 
 
 @dataclass
@@ -40,12 +33,47 @@ class Situation:
     group: int
     slot: Slot
     """Of any of them."""
+    config: Group
+    about: tuple[Any, ...]
+    """What of the config is about state; as it was, where that is a group and changes."""
     bits: int
     """Of each element of their state, 8 or 32."""
-    about_state: tuple[Any, ...]
-    """Options that decide what the parameters' state holds."""
     numbers: tuple[dict[str, float], dict[str, Any], Mapping[str, bool]]
     """The rule's scalars, the operator's other arguments, the states in use."""
+    key: int
+    """The same for situations with the same numbers."""
+
+
+class Situations:
+    """Those of one step, each worked out once.
+
+    Args:
+        optimizer: Whose groups, and whose rule's numbers.
+    """
+
+    def __init__(self, optimizer: "BlockwiseOptimizer") -> None:
+        self._optimizer = optimizer
+        self._configs: dict[tuple[int, int], tuple[Group, tuple[Any, ...]]] = {}
+        self._found: dict[tuple, Situation] = {}
+        self._keys: dict[tuple, int] = {}
+
+    def config(self, group: int, slot: Slot) -> tuple[Group, tuple[Any, ...]]:
+        """The options of a slot, and what of them is about state."""
+        like = group, id(slot.overrides)
+        if like not in self._configs:
+            config = slot.config(self._optimizer.param_groups[group])
+            self._configs[like] = config, about_state(config)
+        return self._configs[like]
+
+    def of(self, group: int, slot: Slot, bits: int, step: int, fresh: bool) -> Situation:
+        """That of a parameter."""
+        like = group, id(slot.overrides), bits, step, fresh
+        if like not in self._found:
+            config, about = self.config(group, slot)
+            numbers = numbers_of(self._optimizer, config, bits, step, fresh)
+            key = self._keys.setdefault(tuple((tuple(part), *part.values()) for part in numbers), len(self._keys))
+            self._found[like] = Situation(group, slot, config, about, bits, numbers, key)
+        return self._found[like]
 
 
 def numbers_of(
@@ -63,12 +91,12 @@ class Planned:
     """One call, and whence its parameters come."""
 
     call: Call
+    sharded: bool
+    """Whether processes hold parts of its parameters."""
     indices: list[int] = field(default_factory=list)
     """Of its parameters among all of the optimizer's."""
     situations: dict[int, tuple[Situation, int]] = field(default_factory=dict)
     """By id, each with the position in the call of one of its parameters."""
-    sharded: bool = False
-    """Whether processes hold parts of its parameters."""
 
 
 class Stepping(NamedTuple):
@@ -80,10 +108,8 @@ class Stepping(NamedTuple):
     grad: Tensor
     step: int
     """The one that it will have taken."""
-    config: Group
     situation: Situation
-    key: tuple
-    """The same for parameters with the same numbers."""
+    facts: Facts
 
 
 class Plan:
@@ -92,76 +118,92 @@ class Plan:
     Args:
         optimizer: Whose parameters, groups and state.
         rows: Its slots, by group and position.
+        before: The plan of its last step, if that went well.
     """
 
-    def __init__(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
-        self._rows = rows
+    def __init__(
+        self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]], before: "Plan | None" = None
+    ) -> None:
+        remembers = before is not None and before._memory.rows is rows and before._knows_state(optimizer)
+        self._memory = before._memory if before is not None and remembers else Memory(rows)
         self._without: list[int] = []
         self._keeps = True
-        stepping = self._checked(optimizer, rows)
-        planned: dict[tuple, Planned] = {}
-        for one in stepping:
-            self._place(optimizer, one, planned)
-        self._planned = list(planned.values())
+        self._rehearses = False
+        if not (remembers and self._recall(optimizer)):
+            self._look(optimizer)
         self._known = list(optimizer.state.values())
-        # No parameter has stepped, and none would now.
-        still = all(one.step == 1 and float(one.config["lr"]) == 0 for one in stepping)
-        self._rehearses = bool(self._planned) and still and not self._moves()
-        for own in self._planned if self._keeps and not self._rehearses else []:
-            own.call.look(optimizer.states)
 
-    def _checked(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> list[Stepping]:
-        """The parameters that step. What is wrong with any is an error while no state has been made or converted."""
-        stepping: list[Stepping] = []
-        seen: dict[tuple, tuple[Situation, tuple]] = {}
-        index = -1
-        for g, (group, slots) in enumerate(zip(optimizer.param_groups, rows, strict=True)):
-            configs: dict[int, Group] = {}
+    def _walk(self, optimizer: "BlockwiseOptimizer") -> Iterator[tuple[int, int, int, Tensor, Tensor, Slot]]:
+        """Index, group, position, parameter, gradient and slot of those that have a gradient; notes the others."""
+        self._without, index = [], -1
+        for g, (group, slots) in enumerate(zip(optimizer.param_groups, self._memory.rows, strict=True)):
             for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
                 index += 1
-                if parameter.grad is None:
+                if (grad := parameter.grad) is None:
                     self._without.append(index)
-                    continue
-                state = optimizer.state.get(parameter, {})
-                step = state.get("step", 0) + 1
-                fresh = state.get("step") == 0 or not any(storage.has(state, name) for name in optimizer.states)
-                if id(slot.overrides) not in configs:
-                    configs[id(slot.overrides)] = slot.config(group)
-                config = configs[id(slot.overrides)]
-                bits = 8 if storage.wants_8bit(config, parameter) else 32
-                if (like := (g, id(slot.overrides), bits, step, fresh)) not in seen:
-                    numbers = numbers_of(optimizer, config, bits, step, fresh)
-                    situation = Situation(g, slot, bits, about_state(config), numbers)
-                    key = tuple((tuple(part), *part.values()) for part in numbers)
-                    seen[like] = situation, key
-                check_grad(optimizer, parameter, parameter.grad, config, g, i)
-                stepping.append(Stepping(index, parameter, parameter.grad, step, config, *seen[like]))
-        return stepping
+                else:
+                    yield index, g, i, parameter, grad, slot
 
-    def _place(self, optimizer: "BlockwiseOptimizer", one: Stepping, planned: dict[tuple, Planned]) -> None:
-        """Prepares a parameter's state and puts it into its call."""
-        parameter, grad, config, situation = one.parameter, one.grad, one.config, one.situation
-        state = optimizer.state[parameter]
-        sharded, form = sharding.is_sharded(parameter), storage.wanted(config, parameter)
-        here, own_grad = sharding.local(parameter), sharding.local_grad(grad, parameter)
-        percentile, sparse = config["percentile_clipping"], grad.layout is torch.sparse_coo
-        groups = sharding.groups_of(parameter)
-        grid = grid_of(parameter) if sharded or form is Form.ROWS else None
-        away = host.is_away(config, parameter)
-        place = (parameter.device, one.key, percentile, sparse, sharded, away, grid is None, *groups)
-        if place not in planned:
-            if away:
-                call = PagedCall(*situation.numbers, percentile, whole=measures(optimizer, config))
-            else:
-                call = (SparseCall if sparse else Call)(*situation.numbers, percentile, groups)
-            planned[place] = Planned(call, sharded=sharded)
-        own = planned[place]
-        own.situations.setdefault(id(situation), (situation, len(own.indices)))
-        own.indices.append(one.index)
-        storage.prepare(state, own.call.active, parameter, config, optimizer.initial(config))
-        if percentile < 100:
-            state.setdefault(storage.HISTORY, storage.new_history(parameter))
-        own.call.add(here, own_grad, state, one.step, grid)
+    def _recall(self, optimizer: "BlockwiseOptimizer") -> bool:
+        """Makes the calls out of what is remembered; False if that is not enough or not true any more."""
+        situations, stepping, states = Situations(optimizer), [], []
+        for index, g, _, parameter, grad, slot in self._walk(optimizer):
+            remembered = self._memory.recall(index)
+            if remembered is None or grad.layout is not torch.strided:
+                return False
+            facts, state = remembered
+            if facts.about != situations.config(g, slot)[1] or facts.sharded is not sharding.is_sharded(grad):
+                return False
+            step, fresh = _step_of(state, optimizer.states)
+            situation = situations.of(g, slot, facts.bits, step, fresh)
+            stepping.append(Stepping(index, parameter, grad, step, situation, facts))
+            states.append(state)
+        self._gather(optimizer, stepping, states)
+        for planned in self._planned:
+            planned.call.look(optimizer.states)
+        return all(
+            planned.call.finds_state() and self._memory.confirms(planned.call, planned.indices)
+            for planned in self._planned
+        )
+
+    def _look(self, optimizer: "BlockwiseOptimizer") -> None:
+        """Makes the calls. What is wrong with any parameter is an error while no state has been made or converted."""
+        situations, stepping = Situations(optimizer), []
+        for index, g, i, parameter, grad, slot in self._walk(optimizer):
+            config, _ = situations.config(g, slot)
+            check_grad(optimizer, parameter, grad, config, g, i)
+            facts = facts_of(config, parameter)
+            step, fresh = _step_of(optimizer.state.get(parameter, {}), optimizer.states)
+            situation = situations.of(g, slot, facts.bits, step, fresh)
+            stepping.append(Stepping(index, parameter, grad, step, situation, facts))
+        self._gather(optimizer, stepping, [_prepared(optimizer, one) for one in stepping])
+        if self._rehearses:
+            return
+        facts_by_index = {one.index: one.facts for one in stepping}
+        for planned in self._planned:
+            planned.call.look(optimizer.states)
+            self._memory.note(planned.call, planned.indices, [facts_by_index[index] for index in planned.indices])
+
+    def _gather(self, optimizer: "BlockwiseOptimizer", stepping: Sequence[Stepping], states: Sequence[State]) -> None:
+        """Puts parameters that may step together into one call."""
+        self._planned: list[Planned] = []
+        found: dict[tuple, Planned] = {}
+        for one, state in zip(stepping, states, strict=True):
+            situation, facts, here, grad = one.situation, one.facts, one.parameter, one.grad
+            if facts.sharded:
+                here, grad = sharding.local(here), sharding.local_grad(grad, here)
+            strided = is_strided(here, grad)
+            place = situation.key, grad.layout, strided, facts.place
+            own = found.get(place)
+            if own is None or own.call.is_full():
+                own = found[place] = Planned(_new_call(optimizer, one, strided), facts.sharded)
+                self._planned.append(own)
+            own.situations.setdefault(id(situation), (situation, len(own.indices)))
+            own.indices.append(one.index)
+            own.call.add(here, grad, state, one.step, facts.grid)
+        # No parameter has stepped, and none would now.
+        still = all(one.step == 1 and float(one.situation.config["lr"]) == 0 for one in stepping)
+        self._rehearses = bool(self._planned) and still and not self._moves()
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter that is in it, and lets go of parameters and gradients."""
@@ -196,6 +238,10 @@ class Plan:
                 return True
         return False
 
+    def _knows_state(self, optimizer: "BlockwiseOptimizer") -> bool:
+        """Whether parameters still have the state dicts that they had; what is in those is another question."""
+        return len(optimizer.state) == len(self._known) and all(map(is_, optimizer.state.values(), self._known))
+
     def renew(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> bool:
         """Makes it the plan of the next step, if that is like the last one but for gradients and numbers.
 
@@ -203,10 +249,7 @@ class Plan:
             optimizer: As before.
             rows: Its slots, which are the same object as long as neither parameters nor hints have changed.
         """
-        if not self._keeps or rows is not self._rows:
-            return False
-        known, state = self._known, optimizer.state
-        if len(state) != len(known) or not all(map(is_, state.values(), known)):
+        if not self._keeps or rows is not self._memory.rows or not self._knows_state(optimizer):
             return False
         params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
         if any(params[index].grad is not None for index in self._without):
@@ -233,7 +276,7 @@ class Plan:
             numbers = numbers_of(optimizer, config, situation.bits, call.steps[position] + 1, fresh)
             if scalars not in (None, numbers[0]) or numbers[1:] != (call.arguments, call.active):
                 return False
-            if about_state(config) != situation.about_state:
+            if about_state(config) != situation.about:
                 return False
             scalars = numbers[0]
         call.scalars = scalars or call.scalars
@@ -241,64 +284,26 @@ class Plan:
         return call.take(its, grads, optimizer.states)
 
 
-def measures(optimizer: "BlockwiseOptimizer", config: Group) -> bool:
-    """Whether a kernel looks at all of a parameter before it steps it."""
-    return optimizer.layerwise or config["max_unorm"] > 0
+def _step_of(state: State, names: Mapping[str, bool]) -> tuple[int, bool]:
+    """The step that a parameter with this state takes now, and whether it has none of the rule's states yet."""
+    fresh = state.get("step") == 0 or not any(storage.has(state, name) for name in names)
+    return state.get("step", 0) + 1, fresh
 
 
-def grid_of(parameter: Tensor) -> Grid:
-    """Where the blocks of a parameter with rows lie."""
-    part = sharding.part_of(parameter)
-    return Grid(part.row, part.row_stride, part.origin) if part.affine and part.row else Grid()
+def _prepared(optimizer: "BlockwiseOptimizer", one: Stepping) -> State:
+    """The state of a parameter that steps, as its options want it."""
+    state, config = optimizer.state[one.parameter], one.situation.config
+    active = one.situation.numbers[2]
+    storage.prepare(state, active, one.parameter, config, optimizer.initial(config))
+    if config["percentile_clipping"] < 100:
+        state.setdefault(storage.HISTORY, storage.new_history(one.parameter))
+    return state
 
 
-def check_grad(
-    optimizer: "BlockwiseOptimizer", parameter: Tensor, grad: Tensor, config: Group, group: int, position: int
-) -> None:
-    """Raises an error that names the parameter, if it cannot be stepped with this gradient."""
-    what = error = None
-    name = type(optimizer).__name__
-    sharded = sharding.is_sharded(parameter)
-    whole = _needs_whole(optimizer, config)
-    if sharded and not sharding.is_sharded(grad):
-        what, error = "it is sharded (a DTensor) and its gradient is a plain tensor", ValueError
-    elif sharded and not config["block_wise"]:
-        what, error = "block_wise=False needs the whole tensor, it is sharded", NotImplementedError
-    elif sharded and grad.layout is not torch.strided:
-        what, error = f"it is sharded and its gradient is {grad.layout}; expected a dense one", NotImplementedError
-    elif whole and getattr(parameter, "_fsdp_flattened", False):
-        what, error = f"{whole} needs the whole tensor, FSDP1 gives a shard; use fully_shard", NotImplementedError
-    elif is_traceable_wrapper_subclass(parameter) and not sharded:
-        what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
-    elif not ops.has_kernel(optimizer.rule, parameter.device):
-        what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
-    elif sharded and host.on_host(config) and parameter.device.type != "cpu":
-        what = "state_device='cpu' takes no sharded parameter; FSDP2's CPUOffloadPolicy keeps it and its state there"
-        error = NotImplementedError
-    elif grad.layout not in (torch.strided, torch.sparse_coo):
-        what, error = f"its gradient is {grad.layout}; expected a dense or COO tensor", NotImplementedError
-    elif grad.layout is torch.sparse_coo and (grad.sparse_dim() != 1 or not parameter.is_contiguous()):
-        what, error = "a sparse gradient must be one of rows, for a contiguous parameter", NotImplementedError
-    elif grad.layout is torch.sparse_coo and host.is_away(config, parameter):
-        what, error = "state_device='cpu' takes no sparse gradient", NotImplementedError
-    elif grad.layout is torch.sparse_coo and whole and whole != "percentile_clipping":
-        what, error = f"{whole} needs the whole tensor, its gradient is sparse", NotImplementedError
-    elif grad.dtype not in FLOATING or grad.device != parameter.device:
-        theirs = f"{grad.dtype} on {grad.device}"
-        what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
-    elif unfit := storage.misfit(optimizer.state.get(parameter, {}), optimizer.states, parameter):
-        what, error = unfit, ValueError
-    if error is not None:
-        place = f"parameter {position} of group {group}, shape {tuple(parameter.shape)}"
-        raise error(f"{name}: {place}: {what}")
-
-
-def _needs_whole(optimizer: "BlockwiseOptimizer", config: Group) -> str | None:
-    """What of an optimizer's options needs to know the whole of a parameter, if anything."""
-    if optimizer.layerwise:
-        return type(optimizer).__name__
-    if config["max_unorm"]:
-        return "max_unorm"
-    if not config["block_wise"]:
-        return "block_wise=False"
-    return "percentile_clipping" if config["percentile_clipping"] < 100 else None
+def _new_call(optimizer: "BlockwiseOptimizer", one: Stepping, strided: bool) -> Call:
+    """An empty call for parameters like this one."""
+    config, facts = one.situation.config, one.facts
+    common = *one.situation.numbers, config["percentile_clipping"], facts.groups, strided
+    if facts.away:
+        return PagedCall(*common, whole=measures(optimizer, config))
+    return (SparseCall if one.grad.layout is torch.sparse_coo else Call)(*common)

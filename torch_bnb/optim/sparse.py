@@ -5,8 +5,8 @@ are in no touched row keep their value and state, by `skip_zeros`. An 8-bit stat
 its block's absmax.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -78,7 +78,8 @@ class Touched:
 class SparseCall(Call):
     """A call of parameters with sparse gradients, of which the operator gets the touched blocks."""
 
-    copies: bool = True
+    put_back: list[Callable[[], None]] = field(default_factory=list)
+    """Writes each piece to where it came from."""
 
     @override
     def put(self, parameter: Tensor, grad: Tensor, state: State) -> None:
@@ -95,7 +96,8 @@ class SparseCall(Call):
         before, self.layout = self.layout, None
         if list(map(_seen, params, grads, self.stepped)) != before:
             return False
-        self.put_all(params, grads)
+        for parameter, grad, state in zip(params, grads, self.stepped, strict=True):
+            self.put(parameter, grad, state)
         return True
 
     @override
@@ -105,6 +107,8 @@ class SparseCall(Call):
                 torch.where(grad == _ALMOST_ZERO, grad, grad * scale, out=grad)
             self.grad_scales = None
         super().update(rule, names)
+        for put_back in self.put_back:
+            put_back()
 
     @override
     def keywords(self) -> dict[str, Any]:
@@ -117,7 +121,7 @@ class SparseCall(Call):
     @override
     def release(self) -> None:
         super().release()
-        self.states = []
+        self.states, self.put_back = [], []
 
 
 def _seen(parameter: Tensor, grad: Tensor, state: State) -> tuple[Any, ...]:

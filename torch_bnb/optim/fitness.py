@@ -1,0 +1,74 @@
+"""What a parameter can be stepped with: its gradient, its options and its state, before anything is written."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from torch_bnb import ops
+from torch_bnb.optim import host, sharding
+from torch_bnb.optim import state as storage
+from torch_bnb.optim.slots import Group
+
+if TYPE_CHECKING:
+    from torch_bnb.optim.base import BlockwiseOptimizer
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def measures(optimizer: "BlockwiseOptimizer", config: Group) -> bool:
+    """Whether a kernel looks at all of a parameter before it steps it."""
+    return optimizer.layerwise or config["max_unorm"] > 0
+
+
+def check_grad(
+    optimizer: "BlockwiseOptimizer", parameter: Tensor, grad: Tensor, config: Group, group: int, position: int
+) -> None:
+    """Raises an error that names the parameter, if it cannot be stepped with this gradient."""
+    what = error = None
+    name = type(optimizer).__name__
+    sharded = sharding.is_sharded(parameter)
+    whole = _needs_whole(optimizer, config)
+    if sharded and not sharding.is_sharded(grad):
+        what, error = "it is sharded (a DTensor) and its gradient is a plain tensor", ValueError
+    elif sharded and not config["block_wise"]:
+        what, error = "block_wise=False needs the whole tensor, it is sharded", NotImplementedError
+    elif sharded and grad.layout is not torch.strided:
+        what, error = f"it is sharded and its gradient is {grad.layout}; expected a dense one", NotImplementedError
+    elif whole and getattr(parameter, "_fsdp_flattened", False):
+        what, error = f"{whole} needs the whole tensor, FSDP1 gives a shard; use fully_shard", NotImplementedError
+    elif is_traceable_wrapper_subclass(parameter) and not sharded:
+        what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
+    elif not ops.has_kernel(optimizer.rule, parameter.device):
+        what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
+    elif sharded and host.on_host(config) and parameter.device.type != "cpu":
+        what = "state_device='cpu' takes no sharded parameter; FSDP2's CPUOffloadPolicy keeps it and its state there"
+        error = NotImplementedError
+    elif grad.layout not in (torch.strided, torch.sparse_coo):
+        what, error = f"its gradient is {grad.layout}; expected a dense or COO tensor", NotImplementedError
+    elif grad.layout is torch.sparse_coo and (grad.sparse_dim() != 1 or not parameter.is_contiguous()):
+        what, error = "a sparse gradient must be one of rows, for a contiguous parameter", NotImplementedError
+    elif grad.layout is torch.sparse_coo and host.is_away(config, parameter):
+        what, error = "state_device='cpu' takes no sparse gradient", NotImplementedError
+    elif grad.layout is torch.sparse_coo and whole and whole != "percentile_clipping":
+        what, error = f"{whole} needs the whole tensor, its gradient is sparse", NotImplementedError
+    elif grad.dtype not in FLOATING or grad.device != parameter.device:
+        theirs = f"{grad.dtype} on {grad.device}"
+        what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
+    elif unfit := storage.misfit(optimizer.state.get(parameter, {}), optimizer.states, parameter):
+        what, error = unfit, ValueError
+    if error is not None:
+        place = f"parameter {position} of group {group}, shape {tuple(parameter.shape)}"
+        raise error(f"{name}: {place}: {what}")
+
+
+def _needs_whole(optimizer: "BlockwiseOptimizer", config: Group) -> str | None:
+    """What of an optimizer's options needs to know the whole of a parameter, if anything."""
+    if optimizer.layerwise:
+        return type(optimizer).__name__
+    if config["max_unorm"]:
+        return "max_unorm"
+    if not config["block_wise"]:
+        return "block_wise=False"
+    return "percentile_clipping" if config["percentile_clipping"] < 100 else None
