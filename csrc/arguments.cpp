@@ -2,10 +2,10 @@
 #include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 
+#include "check.h"
 #include "ops.h"
 #include "random.h"
 
@@ -39,6 +39,28 @@ Headers headers_of(const Tensors& tensors, bool written) {
           headers_of(tensors.absmax, written)};
 }
 
+// A dtype as Python spells it, where that is one that people mix up.
+const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
 DType float_dtype(std::string_view op, const char* what, const Header& header) {
   switch (dtype_of(header)) {
     case ScalarType::Float:
@@ -50,29 +72,27 @@ DType float_dtype(std::string_view op, const char* what, const Header& header) {
     case ScalarType::Double:
       return DType::kFloat64;
     default:
-      STD_TORCH_CHECK(false, op, ": ", what, " must be float32, bfloat16, float16 or float64, got ",
-                      torch::headeronly::toString(dtype_of(header)));
+      fail(op, ": ", what, " must be float32, bfloat16, float16 or float64, got ", name_of(dtype_of(header)));
   }
-  return {};
 }
 
 void check_layout(std::string_view op, const char* what, const Header& header, std::int64_t numel, const Header& like) {
-  STD_TORCH_CHECK(header.numel == numel, op, ": ", what, " must have ", numel, " elements, got ", header.numel);
-  STD_TORCH_CHECK(header.contiguous, op, ": ", what, " must be contiguous");
-  STD_TORCH_CHECK(header.data != nullptr || numel == 0, op, ": ", what, " has no memory, its storage has been freed");
-  STD_TORCH_CHECK(header.device_type == like.device_type && header.device_index == like.device_index, op, ": ", what,
-                  " must be on the device of the first parameter");
+  BNB_CHECK(header.numel == numel, op, ": ", what, " must have ", numel, " elements, got ", header.numel);
+  BNB_CHECK(header.contiguous, op, ": ", what, " must be contiguous");
+  BNB_CHECK(header.data != nullptr || numel == 0, op, ": ", what, " has no memory, its storage has been freed");
+  BNB_CHECK(header.device_type == like.device_type && header.device_index == like.device_index, op, ": ", what,
+            " must be on the device of the first parameter");
 }
 
 // One stray meta tensor sends a whole call to the Meta kernel, which would do nothing without a word.
 void check_meta(std::string_view op, const TensorList& params) {
-  STD_TORCH_CHECK(params.empty() || params[0].device().type() == torch::headeronly::DeviceType::Meta, op,
-                  ": all tensors must be on one device, some are on meta");
+  BNB_CHECK(params.empty() || params[0].device().type() == torch::headeronly::DeviceType::Meta, op,
+            ": all tensors must be on one device, some are on meta");
 }
 
 void check_dtype(std::string_view op, const char* what, const Header& header, ScalarType dtype) {
-  STD_TORCH_CHECK(dtype_of(header) == dtype, op, ": ", what, " must be ", torch::headeronly::toString(dtype), ", got ",
-                  torch::headeronly::toString(dtype_of(header)));
+  BNB_CHECK(dtype_of(header) == dtype, op, ": ", what, " must be ", name_of(dtype), ", got ",
+            name_of(dtype_of(header)));
 }
 
 const float* check_floats(std::string_view op, const char* what, const Tensor& t, std::int64_t numel,
@@ -88,9 +108,9 @@ Headers headers_in(std::string_view op, const Tensor& table, int states_per_para
   check_layout(op, "headers", header_of(table, false), table.numel(), header_of(table, false));
   check_dtype(op, "headers", header_of(table, false), ScalarType::Long);
   const std::int64_t each = 2 + 2 * states_per_param, n = table.numel() / 3 / each;
-  STD_TORCH_CHECK(table.is_cpu() && table.numel() == 3 * each * n, op,
-                  ": headers must be on the CPU and have 3 numbers for each of a parameter's ", each, " tensors, got ",
-                  table.numel());
+  BNB_CHECK(table.is_cpu() && table.numel() == 3 * each * n, op,
+            ": headers must be on the CPU and have 3 numbers for each of a parameter's ", each, " tensors, got ",
+            table.numel());
   const Header* const first = static_cast<const Header*>(table.const_data_ptr());
   const Header *const grads = first + n, *const states = grads + n, *const absmax = states + n * states_per_param;
   return {{first, grads}, {grads, states}, {states, absmax}, {absmax, absmax + n * states_per_param}};
@@ -99,7 +119,7 @@ Headers headers_in(std::string_view op, const Tensor& table, int states_per_para
 // Whether a table is of the tensors it is said to be of.
 void check_first(std::string_view op, const Headers& headers, const Tensor& first) {
   const Header own = header_of(first, true);
-  STD_TORCH_CHECK(
+  BNB_CHECK(
       !headers.params.empty() && headers.params[0].data == own.data && headers.params[0].device_type == own.device_type,
       op, ": the first header must be that of the first parameter");
 }
@@ -111,8 +131,8 @@ std::int64_t number(const std::vector<std::int64_t>& list, std::size_t i, std::i
 
 Grid make_grid(std::string_view op, std::int64_t numel, const Common& common, std::size_t i) {
   const std::int64_t row = number(common.rows, i, 0) == 0 ? numel : common.rows[i];
-  STD_TORCH_CHECK(row > 0 && numel % row == 0, op, ": rows must be 0 or divide a parameter's ", numel,
-                  " elements, got ", row);
+  BNB_CHECK(row > 0 && numel % row == 0, op, ": rows must be 0 or divide a parameter's ", numel, " elements, got ",
+            row);
   return {row, number(common.row_strides, i, row), number(common.origins, i, 0)};
 }
 
@@ -123,10 +143,10 @@ State make_state(std::string_view op, const Header& state, const Header* absmax,
     check_dtype(op, "a state", state, ScalarType::Float);
     return {static_cast<float*>(state.data)};
   }
-  STD_TORCH_CHECK(absmax != nullptr, op, ": a uint8 state needs its absmax");
+  BNB_CHECK(absmax != nullptr, op, ": a uint8 state needs its absmax");
   const std::int64_t blocks = blocks_in(slot);
   const bool whole = absmax->numel == 1 && blocks > 1;
-  STD_TORCH_CHECK(!whole || slot.norms == nullptr, op, ": a state with one absmax cannot be stepped with given norms");
+  BNB_CHECK(!whole || slot.norms == nullptr, op, ": a state with one absmax cannot be stepped with given norms");
   check_layout(op, "absmax", *absmax, whole ? 1 : blocks, like);
   check_dtype(op, "absmax", *absmax, ScalarType::Float);
   return {nullptr, static_cast<std::uint8_t*>(state.data), static_cast<float*>(absmax->data), whole};
@@ -136,8 +156,8 @@ std::array<bool, AllRules::kMaxStates> chosen_states(std::string_view op, const 
                                                      int states_per_param) {
   std::array<bool, AllRules::kMaxStates> chosen{};
   for (const std::int64_t index : indices) {
-    STD_TORCH_CHECK(index >= 0 && index < states_per_param, op, ": stochastic_states must name states 0 to ",
-                    states_per_param - 1, ", got ", index);
+    BNB_CHECK(index >= 0 && index < states_per_param, op, ": stochastic_states must name states 0 to ",
+              states_per_param - 1, ", got ", index);
     chosen[index] = true;
   }
   return chosen;
@@ -165,7 +185,7 @@ Common read_common(std::string_view op, const StableIValue* stack, int states_pe
 }
 
 void check_numbers(std::string_view op, const char* what, const std::vector<std::int64_t>& list, std::size_t n) {
-  STD_TORCH_CHECK(list.empty() || list.size() == n, op, ": ", what, " must be empty or have one number per parameter");
+  BNB_CHECK(list.empty() || list.size() == n, op, ": ", what, " must be empty or have one number per parameter");
 }
 
 // The data of a table with a row of `width` numbers per parameter, or null.
@@ -182,11 +202,11 @@ std::vector<Slot> make_slots(std::string_view op, const Headers& headers, int st
                              const Moving& moving, const std::optional<Tensor>& sums) {
   const auto& [params, grads, states, absmax] = headers;
   const std::size_t n = params.size();
-  STD_TORCH_CHECK(grads.size() == n, op, ": expected ", n, " gradients, got ", grads.size());
-  STD_TORCH_CHECK(states.size() == n * states_per_param, op, ": expected ", n * states_per_param, " states, got ",
-                  states.size());
-  STD_TORCH_CHECK(absmax.empty() || absmax.size() == states.size(), op,
-                  ": absmax must be empty or have one tensor per state");
+  BNB_CHECK(grads.size() == n, op, ": expected ", n, " gradients, got ", grads.size());
+  BNB_CHECK(states.size() == n * states_per_param, op, ": expected ", n * states_per_param, " states, got ",
+            states.size());
+  BNB_CHECK(absmax.empty() || absmax.size() == states.size(), op,
+            ": absmax must be empty or have one tensor per state");
   check_numbers(op, "keys", common.keys, n);
   check_numbers(op, "rows", common.rows, n);
   check_numbers(op, "row_strides", common.row_strides, n);
@@ -249,7 +269,7 @@ Batch make_batch(std::string_view op, const std::vector<Slot>& slots, const floa
 
 Quantized make_quantized(std::string_view op, const Tensor& values, const Tensor& codes, const Tensor& absmax,
                          std::int64_t blocksize) {
-  STD_TORCH_CHECK(blocksize > 0, op, ": blocksize must be positive, got ", blocksize);
+  BNB_CHECK(blocksize > 0, op, ": blocksize must be positive, got ", blocksize);
   const Header numbers = header_of(values, true), bytes = header_of(codes, true), scales = header_of(absmax, true);
   check_layout(op, "values", numbers, numbers.numel, numbers);
   blocksize = std::min(blocksize, std::max<std::int64_t>(1, numbers.numel));  // a longer block is the whole tensor

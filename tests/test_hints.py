@@ -580,6 +580,13 @@ def test_param_groups_refuse_what_a_group_cannot_say(manager):
         bnb.param_groups(model, overrides={"haed.weight": {"lr": 0.5}})
 
 
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"momentum": 0.0}, {"nesterov": False}])
+def test_a_hint_for_another_rule_is_an_error_also_where_it_became_a_groups_option(options, manager):
+    groups = bnb.param_groups(Model(), overrides={"head.*": options})
+    with pytest.raises(ValueError, match=f"group 2: AdamW has no option '{next(iter(options))}'; got"):
+        AdamW(groups)
+
+
 # Memory.
 
 

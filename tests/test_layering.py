@@ -48,7 +48,7 @@ FORBIDDEN = {
     "torch_bnb/optim/base.py": r"torch_bnb\.optim\.(rules|variants)",
     "torch_bnb/overrides": r"torch_bnb\.(?!overrides|tables)",
     "torch_bnb/tables.py": r"torch_bnb|torch",
-    "torch_bnb/checkpoint": r"torch_bnb\.(overrides(?!$|\.spec)|optim\.(?!state|sharding|host))",
+    "torch_bnb/checkpoint": r"torch_bnb\.(overrides(?!$|\.spec)|optim\.(?!state|sharding|host|options))",
     "torch_bnb/checkpoint/checks.py": r"torch_bnb",
     "torch_bnb/checkpoint/portable.py": r"torch_bnb\.checkpoint\.(?!checks)",
     "torch_bnb/checkpoint/formats": r"torch_bnb\.checkpoint\.(?!checks|portable|losses|formats)",

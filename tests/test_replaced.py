@@ -192,8 +192,51 @@ def test_parametrized_parameters_keep_their_names():
     torch.nn.utils.parametrizations.weight_norm(net.second)
     torch.nn.utils.parametrize.register_parametrization(net.third, "weight", nn.Identity())
     found = rates(net)
-    assert found["third.weight"] == 0.4 and found["second.weight"] == 0.2
-    assert len([p for p in net.parameters()]) == 7
+    assert found["third.weight"] == 0.4
+    assert found["second.weight.original0"] == found["second.weight.original1"] == 0.2  # what was said of the weight
+    assert len(found) == len(list(net.parameters())) == 7
+    manager = GlobalOptimManager.get_instance()
+    manager.override_named(net, {"second.weight.original1": {"lr": 0.25}})
+    found = rates(net)
+    assert (found["second.weight.original0"], found["second.weight.original1"]) == (0.2, 0.25)
+
+
+def test_names_as_torch_has_them_are_names_too():
+    net = Net()
+    torch.nn.utils.parametrizations.weight_norm(net.second)
+    compiled = torch.compile(net)
+    manager = GlobalOptimManager.get_instance()
+    for number, (name, _) in enumerate(compiled.named_parameters(), 1):
+        manager.override_named(compiled, {name: {"lr": number / 16}})
+    assert sorted(rates(compiled).values()) == [number / 16 for number in range(1, 8)]
+
+
+class Fabric(nn.Module):
+    """As Lightning Fabric wraps a module: twice in its own wrapper."""
+
+    def __init__(self, original):
+        super().__init__()
+        self._forward_module = self._original_module = original
+
+
+def in_wrappers(rank):
+    manager = GlobalOptimManager.get_instance()
+    said = {}
+    for wrap in (lambda parallel: parallel, torch.compile, Fabric):
+        net = Net()
+        wrapped = wrap(nn.parallel.DistributedDataParallel(net))
+        as_torch_has_it = next(name for name, p in wrapped.named_parameters() if p is net.first.weight)
+        manager.override_named(wrapped, {"third.*": {"lr": 0.5}, as_torch_has_it: {"lr": 0.75}})
+        said[type(wrapped).__name__] = rates(net)
+        assert {row.name for row in manager.explain(wrapped)} == {name for name, _ in net.named_parameters()}
+    return said
+
+
+def test_patterns_need_no_prefix_of_distributed_wrappers(tmp_path):
+    (said,) = run(in_wrappers, 1, tmp_path)
+    assert len(said) == 3
+    for found in said.values():
+        assert found == {**EXPECTED, "third.weight": 0.5, "third.bias": 0.5, "first.weight": 0.75}
 
 
 def test_compiled_submodules_keep_their_names():

@@ -252,8 +252,25 @@ def test_unknown_options_are_errors():
         bnb.optim.Adam8bit([param(3)], is_paged=True)
     with pytest.raises(ValueError, match="group 0: unknown option 'optim_bit', did you mean 'optim_bits'"):
         bnb.optim.AdamW([{"params": [param(3)], "optim_bit": 8}])
+    with pytest.raises(ValueError, match=r"group 0: AdamW has no option 'amsgrad': torch_bnb has no .*; got True"):
+        bnb.optim.AdamW([{"params": [param(3)], "amsgrad": True}])
+    with pytest.raises(ValueError, match=r"group 0: AdamW has no option 'momentum'; got 0\.9"):
+        bnb.optim.AdamW([{"params": [param(3)], "momentum": 0.9}])
+    with pytest.raises(ValueError, match="group 0: AdamW has no option 'learning_rate', did you mean 'lr'"):
+        bnb.optim.AdamW([{"params": [param(3)], "learning_rate": 0.1}])
+    with pytest.raises(ValueError, match="group 0: decoupled_weight_decay=True: Adam adds the decay to the gradient"):
+        bnb.optim.Adam([{"params": [param(3)], "decoupled_weight_decay": True}])
     with pytest.raises(ValueError, match="group 0: 'lr_scale' is an override's option, not a group's"):
         bnb.optim.AdamW([{"params": [param(3)], "lr_scale": 0.5}])
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop", "adagrad"])
+def test_torchs_groups_are_taken_with_what_they_hold_beside_options(name):
+    """amsgrad=False and the like say nothing that is not so."""
+    case = CASES[name]
+    theirs = case.oracle([param(3)], lr=0.25)
+    ours = case.optimizer(theirs.param_groups)
+    assert ours.param_groups[0]["lr"] == 0.25
 
 
 def test_nesterov_needs_momentum():
@@ -377,15 +394,34 @@ def test_a_compiled_function_may_step():
     assert torch.equal(parameters[0], others[0])
 
 
-def test_what_is_written_into_a_group_later_is_checked_before_anything_moves():
-    p = param(5000)
-    optimizer = bnb.optim.AdamW([p])
-    optimizer.step()
-    before = p.detach().clone()
-    optimizer.param_groups[0]["optim_bits"] = 7
-    with pytest.raises(ValueError, match="AdamW, group 0: optim_bits=7: expected 8 or 32"):
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optim_bits", 7, "optim_bits=7: expected 8 or 32"),
+        ("lr", -1e-3, r"lr=-0\.001: expected a finite number >= 0"),
+        ("lr", float("nan"), "lr=nan: expected a finite number >= 0"),
+        ("weight_decay", -5.0, r"weight_decay=-5\.0: expected a finite number >= 0"),
+        ("eps", float("nan"), "eps=nan: expected"),
+        ("betas", (0.9, 1.0), "betas=.*: expected two numbers in"),
+        ("betas", None, "betas=None: expected two numbers in"),
+        ("maximize", 1, "maximize=1: expected True or False"),
+    ],
+)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_what_is_written_into_a_group_later_is_checked_before_anything_moves(capturable, key, value, message, steps):
+    p, q = param(5000), param(5000)
+    optimizer = bnb.optim.AdamW([{"params": [p]}, {"params": [q]}], capturable=capturable)
+    for _ in range(steps):
         optimizer.step()
+        optimizer.param_groups[1]["lr"] *= 0.5
+    before, was = p.detach().clone(), optimizer.param_groups[1][key]
+    optimizer.param_groups[1][key] = value
+    for _ in range(2):  # it is not forgotten that it is wrong
+        with pytest.raises(ValueError, match=f"AdamW, group 1: {message}"):
+            optimizer.step()
     assert torch.equal(p, before)
+    optimizer.param_groups[1][key] = was
     optimizer.param_groups[0]["optim_bits"] = 8
     optimizer.step()
     assert "exp_avg_codes" in optimizer.state[p]
@@ -404,7 +440,7 @@ def test_a_schedule_may_take_the_momentum_to_0():
 
 
 @pytest.mark.parametrize("bits", [8, 32])
-@pytest.mark.parametrize("what", ["data", "state"])
+@pytest.mark.parametrize("what", ["data", "state", "dtype of absmax", "length of absmax", "no absmax"])
 def test_state_that_does_not_fit_is_an_error_before_any_parameter_moves(bits, what):
     p, q = param(5000), param(4500)
     optimizer = bnb.optim.AdamW([{"params": [p]}, {"params": [q], "lr": 0.5}], optim_bits=bits)
@@ -412,11 +448,19 @@ def test_state_that_does_not_fit_is_an_error_before_any_parameter_moves(bits, wh
     if what == "data":
         q.data = torch.ones(6000)
         q.grad = torch.ones(6000)
-    else:
+    elif what == "state":
         key = "exp_avg" if bits == 32 else "exp_avg_codes"
         optimizer.state[q][key] = optimizer.state[q][key].double()
+    elif bits == 32:
+        return
+    elif what == "dtype of absmax":
+        optimizer.state[q]["exp_avg_absmax"] = optimizer.state[q]["exp_avg_absmax"].half()
+    elif what == "length of absmax":
+        optimizer.state[q]["exp_avg_sq_absmax"] = optimizer.state[q]["exp_avg_sq_absmax"][:7]
+    else:
+        del optimizer.state[q]["exp_avg_absmax"]
     before = p.detach().clone()
-    with pytest.raises(ValueError, match=r"AdamW: parameter 0 of group 1, shape .*: its exp_avg\w* is torch"):
+    with pytest.raises(ValueError, match=r"AdamW: parameter 0 of group 1, shape .*: .* exp_avg\w* (is torch|and no)"):
         optimizer.step()
     assert torch.equal(p, before) and optimizer.state[p]["step"] == 1
 

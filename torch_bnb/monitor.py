@@ -228,8 +228,9 @@ def _sums(optimizer: BlockwiseOptimizer, places: Sequence[Place]) -> Iterator[Te
     exact = dict(zip(map(id, in_8bit), _step_on_copies(optimizer, in_8bit, [32] * len(in_8bit)), strict=True))
     for place, (copy, state) in zip(places, stepped, strict=True):
         before = optimizer.state.get(place.parameter, {})
-        weight = place.parameter.detach().float()
-        update = _sum((copy.float() - weight).square())
+        wide = torch.promote_types(place.parameter.dtype, torch.float32)
+        weight = place.parameter.detach().to(wide)
+        update = _sum((copy.to(wide) - weight).square())
         error = wanted = unmoved = torch.zeros_like(update)
         if place.bits == 8:
             for key in map(storage.codes_key, place.states):

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "../check.h"
 #include "../ops.h"
 #include "kernels.h"
 
@@ -38,9 +39,8 @@ const Kernels* chosen() {
     if (std::strcmp(set->isa, wanted) == 0) return set;
     if (set == best) break;
   }
-  STD_TORCH_CHECK(false, "TORCH_BNB_ISA=", wanted,
-                  " is not one of baseline, avx2, avx512, or this machine lacks it (its best is ", best->isa, ")");
-  return nullptr;
+  fail("TORCH_BNB_ISA=", wanted, " is not one of baseline, avx2, avx512, or this machine lacks it (its best is ",
+       best->isa, ")");
 }
 
 const Kernels& kernels() {

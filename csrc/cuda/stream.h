@@ -4,7 +4,8 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/headeronly/util/Exception.h>
+
+#include "../check.h"
 
 // Of torch's C interface. Its CPU builds lack it: the same extension must load there, where nothing calls it.
 extern "C" [[gnu::weak]] AOTITorchError aoti_torch_get_current_cuda_stream(std::int32_t device, void** stream);
@@ -12,7 +13,7 @@ extern "C" [[gnu::weak]] AOTITorchError aoti_torch_get_current_cuda_stream(std::
 namespace bnb::cuda {
 
 inline void check(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "torch_bnb: CUDA: ", cudaGetErrorString(error));
+  BNB_CHECK(error == cudaSuccess, "torch_bnb: CUDA: ", cudaGetErrorString(error));
 }
 
 // Makes a device the current one while it lives.
@@ -21,8 +22,8 @@ class OnDevice {
   explicit OnDevice(std::int32_t device) : guard_(device), device_(device) {}
 
   cudaStream_t stream() const {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                    "torch_bnb was built for a torch without CUDA: build it again with the torch that runs it");
+    BNB_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+              "torch_bnb was built for a torch without CUDA: build it again with the torch that runs it");
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     return static_cast<cudaStream_t>(stream);
@@ -36,7 +37,7 @@ class OnDevice {
 template <class Argument>
 void run(void (*kernel)(Argument), std::int64_t blocks, int threads, Argument argument, cudaStream_t stream) {
   constexpr std::int64_t most = 0x7fffffff;  // CUDA's
-  STD_TORCH_CHECK(blocks <= most, "torch_bnb: CUDA launches at most ", most, " thread blocks, got ", blocks);
+  BNB_CHECK(blocks <= most, "torch_bnb: CUDA launches at most ", most, " thread blocks, got ", blocks);
   void* arguments[] = {&argument};
   check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, 0, stream));
 }

@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-OPTIONAL = {"momentum_buffer", "grad_avg"}
-"""States that a rule has in some configurations only."""
-
 
 def check(state_dict: Any, who: str, parameters: int | None = None) -> None:
     """Whether something has the form of an optimizer's state_dict: ``state`` and ``param_groups`` that fit together.
@@ -83,9 +80,9 @@ def step_count(value: Any, what: str) -> int:
 
 
 def need_step(entry: Mapping[str, Any], names: Iterable[str], what: str) -> None:
-    """Raises ValueError for moments without a count of steps; only a buffer like that of torch's SGD does without."""
-    if "step" not in entry and (moments := set(names) - OPTIONAL):
-        raise ValueError(f"{what}: there is {', '.join(sorted(moments))} and no 'step'")
+    """Raises ValueError if there are moments by these names and no count of steps."""
+    if "step" not in entry and (moments := sorted(names)):
+        raise ValueError(f"{what}: there is {', '.join(moments)} and no 'step'")
 
 
 def need_options(groups: Iterable[Mapping[str, Any]], options: Iterable[str], target: str) -> None:

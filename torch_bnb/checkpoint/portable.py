@@ -5,7 +5,7 @@ was found: what can be copied code for code is never decoded. Knows the 8-bit co
 no library, no file, no optimizer.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from torch_bnb import codec
-from torch_bnb.checkpoint.checks import OPTIONAL, need_step, step_count, tensor
+from torch_bnb.checkpoint.checks import need_step, step_count, tensor
+from torch_bnb.optim import options as common
 from torch_bnb.optim import state as storage
 from torch_bnb.overrides import spec
 
-MIN_8BIT_SIZE = 4096
+MIN_8BIT_SIZE = common.DEFAULTS["min_8bit_size"]
 """The default of every library: smaller parameters keep 32-bit state."""
 
-OURS = {*spec.COMMON, "foreach", "fused", "capturable", "base_lr", "explicit_bits", "merged_hints"}
+OURS = {*spec.COMMON, *common.CONSTRUCTOR_ONLY, *common.ABOUT_GROUP, "base_lr"}
 """Keys of a group that belong to this package, beside the rule's own options."""
 
 
@@ -31,14 +32,16 @@ class Rule:
     states: Mapping[str, bool]
     """Names, and whether each has a sign."""
     options: Mapping[str, spec.Option]
+    optional: Set[str]
+    """States that it has in some configurations only, and that may begin at any step."""
 
 
 RULES: dict[str, Rule] = {}
 
 
-def register(rule: str, states: Mapping[str, bool], options: Mapping[str, spec.Option]) -> None:
+def register(rule: str, states: Mapping[str, bool], options: Mapping[str, spec.Option], optional: Set[str]) -> None:
     """Makes a rule known, by its name."""
-    RULES[rule] = Rule(states, options)
+    RULES[rule] = Rule(states, options, optional)
 
 
 @dataclass(frozen=True)
@@ -180,9 +183,9 @@ def checked(portable: Portable, who: str) -> Portable:
     rule = RULES[portable.rule]
     for index, entry in portable.states.items():
         moments = {name: entry[name] for name in rule.states if name in entry}
-        if moments and (missing := rule.states.keys() - moments.keys() - OPTIONAL):
+        if moments and (missing := rule.states.keys() - moments.keys() - rule.optional):
             raise ValueError(f"{who}, parameter {index}: {portable.rule} needs {', '.join(sorted(missing))} too")
-        need_step(entry, moments, f"{who}, parameter {index}")
+        need_step(entry, moments.keys() - rule.optional, f"{who}, parameter {index}")
         if len({moment.shape for moment in moments.values()}) > 1:
             shapes = {name: tuple(moment.shape) for name, moment in moments.items()}
             raise ValueError(f"{who}, parameter {index}: its states have several shapes: {shapes}")

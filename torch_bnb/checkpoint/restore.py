@@ -77,7 +77,7 @@ def _restore_one(
         if kept:
             found.add(name)
             result.update(_placed(name, kept, signed, parameter, home, what))
-    checks.need_step(result, found, what)
+    checks.need_step(result, found & required, what)
     if result and not found >= required:
         missing = sorted(required - found)
         raise ValueError(f"{what}: the checkpoint lacks {', '.join(map(repr, missing))}; it is of another rule")

@@ -5,7 +5,9 @@ stored in optim/state.py; overrides in optim/slots.py; which parameters go into 
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -41,10 +43,14 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """State names, torch.optim's, in the order of the rule's states, and whether each has a sign."""
     options: ClassVar[Mapping[str, spec.Option]]
     """The rule's own options; names and defaults are torch.optim's."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """States that some configurations do without, and that may begin at any step."""
     layerwise: ClassVar[bool] = False
     """Whether it needs norms over the whole tensor."""
     _plan: Plan | CapturedPlan | None = None
     _agreed = False
+    _seen_options: Sequence[tuple[Any, ...]] = ()
+    """Of each group, as they were when they were checked last."""
     _checkpoint_format = "native"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -52,7 +58,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if "options" in vars(cls):
             spec.register(cls.options)
         if "rule" in vars(cls):
-            portable.register(cls.rule, cls.states, cls.options)
+            portable.register(cls.rule, cls.states, cls.options, cls.optional)
         cls.__doc__ = (cls.__doc__ or "").replace("{common}", options.DOC)
         cls.__signature__ = options.full_signature(cls.__init__)
 
@@ -97,8 +103,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         index = len(self.param_groups)
         ours = "base_lr" in param_group  # it was in one of our optimizers before, and every option in it is filled in
         explicit_bits = "optim_bits" in param_group and not ours
-        for key in param_group:
-            options.refuse_misspelt(key, self.options, f"{type(self).__name__}, group {index}")
+        options.refuse_idle(param_group, type(self), f"{type(self).__name__}, group {index}")
         given = dict(param_group)  # torch fills it in
         super().add_param_group(param_group)
         group = self.param_groups[index]
@@ -107,7 +112,10 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             if not ours and group["capturable"] != self.defaults["capturable"]:
                 raise ValueError(f"{what}: capturable={group['capturable']!r}: is the whole optimizer's to say")
             group.update(options.check(group, self.options, what))
-            self.check(group)
+            try:
+                self.check(group)
+            except ValueError as error:
+                raise ValueError(f"{what}: {error}") from None
             for position, parameter in enumerate(group["params"]):
                 if parameter.dtype not in FLOATING:
                     raise ValueError(
@@ -219,18 +227,31 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rows = self._update_slots()
         plan, self._plan = self._plan, None  # not kept if anything goes wrong
+        self._check_groups()
+        rows = self._update_slots()
         if plan is None or not plan.renew(self, rows):
             plan = self._new_plan(rows, plan)
         plan.run(self)
         self._plan = plan
         return loss
 
+    def _check_groups(self) -> None:
+        """Checks what anybody has written into groups since the last step; tensors are not asked for their values."""
+        known = (*spec.COMMON, *self.options, *options.CONSTRUCTOR_ONLY)
+        values_of = itemgetter(*known)
+        seen, self._seen_options = self._seen_options, []
+        for index, group in enumerate(self.param_groups):
+            before = seen[index] if index < len(seen) else repeat(self)  # which is no value
+            now = values_of(group)
+            changed = {key: new for key, new, old in zip(known, now, before, strict=False) if new is not old}
+            written = {key: value for key, value in changed.items() if not isinstance(value, torch.Tensor)}
+            if written:
+                group.update(options.check(written, self.options, f"{type(self).__name__}, group {index}"))
+                now = values_of(group)
+            self._seen_options.append(now)
+
     def _new_plan(self, rows: list[list[Slot]], before: Plan | CapturedPlan | None) -> Plan | CapturedPlan:
-        for index, group in enumerate(self.param_groups):  # anybody may have written into them; tensors are not asked
-            plain = {key: value for key, value in group.items() if not isinstance(value, torch.Tensor)}
-            group.update(options.check(plain, self.options, f"{type(self).__name__}, group {index}"))
         if not self._agreed:
             check_agreement(self)
         if self.defaults["capturable"]:

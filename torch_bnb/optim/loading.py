@@ -38,7 +38,7 @@ def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Ca
         checks.check(incoming, who, len(places))
         incoming = {**incoming, **as_ours(incoming, optimizer.rule)}
         params = [place.parameter for place in places]
-        needed = [set(place.states) - checks.OPTIONAL for place in places]  # the others may begin at any step
+        needed = [set(place.states) - optimizer.optional for place in places]
         homes = [home_of(place.config, place.parameter) for place in places]
         loaded.update(restore(incoming, params, homes, optimizer.states, needed, who))
         return {**incoming, "state": {}, "param_groups": _merged_groups(optimizer, incoming["param_groups"])}
@@ -68,7 +68,7 @@ def _merged_groups(optimizer: "BlockwiseOptimizer", saved: list[dict[str, Any]])
     merged = []
     for index, (own, group) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
         what = f"{type(optimizer).__name__}, group {index} of the checkpoint"
-        kept = {key: own[key] for key in (*options.STORAGE, *options.ABOUT_GROUP) if key in own}
+        kept = {key: own[key] for key in options.OF_THE_PROGRAM if key in own}
         theirs = {key: value for key, value in group.items() if key not in options.ABOUT_GROUP}
         checked = options.check(theirs, optimizer.options, what)
         try:

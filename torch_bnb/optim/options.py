@@ -67,19 +67,37 @@ CONSTRUCTOR_ONLY = {"foreach": spec.FLAG_OR_NONE, "fused": spec.FLAG_OR_NONE, "c
 STORAGE = ("optim_bits", "min_8bit_size", "block_wise", "block_grid", "state_device")
 """How state is kept. This is the program's choice: a checkpoint does not overrule it, its state is converted."""
 
-
 ABOUT_GROUP = ("explicit_bits", "merged_hints")
 """Notes about how a group was made in this program; a checkpoint does not speak of them."""
 
+OF_THE_PROGRAM = (*STORAGE, *CONSTRUCTOR_ONLY, *ABOUT_GROUP)
+"""What of a group a checkpoint does not change."""
 
-def refuse_misspelt(key: str, rule_options: Mapping[str, spec.Option], what: str) -> None:
-    """Raises ValueError for a group's key that is nearly an option. Other keys belong to schedulers and frameworks."""
-    known = {**spec.COMMON, **rule_options, **CONSTRUCTOR_ONLY}
-    if key in spec.HINT_ONLY or key in spec.ALIASES:
-        raise ValueError(f"{what}: {key!r} is an override's option, not a group's")
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
-    if key not in known and near:
-        raise ValueError(f"{what}: unknown option {key!r}, did you mean {near[0]!r}?")
+
+def refuse_idle(group: Mapping[str, Any], optimizer: Any, what: str) -> None:
+    """Raises ValueError for a group's key that says something, and that the optimizer would not heed.
+
+    That is one that is nearly an option, another rule's or another library's. Keys that nobody knows belong to
+    schedulers and frameworks.
+
+    Args:
+        group: A parameter group.
+        optimizer: Its class.
+        what: Names the group in errors.
+    """
+    known = {**spec.COMMON, **optimizer.options, **CONSTRUCTOR_ONLY}
+    others = spec.known_options()
+    for key, value in group.items():
+        if key in known or key == "decoupled_weight_decay":  # in all of torch's AdamW; Adam itself refuses it
+            continue
+        if key in spec.HINT_ONLY or key in spec.ALIASES:
+            raise ValueError(f"{what}: {key!r} is an override's option, not a group's")
+        says_something = value or "merged_hints" in group  # torch's groups hold amsgrad=False, hints are meant
+        if says_something and (key in others or key in _INSTEAD):
+            hint = _INSTEAD.get(key, "")
+            raise ValueError(f"{what}: {optimizer.__name__} has no option {key!r}{hint}; got {value!r}")
+        if near := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
+            raise ValueError(f"{what}: unknown option {key!r}, did you mean {near[0]!r}?")
 
 
 _INSTEAD = {

@@ -72,6 +72,11 @@ class Adam(BlockwiseOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, common)
 
     @override
+    def check(self, config: Mapping[str, Any]) -> None:
+        if config.get("decoupled_weight_decay") and self.rule == "adam":
+            raise ValueError("decoupled_weight_decay=True: Adam adds the decay to the gradient, AdamW decouples it")
+
+    @override
     def decays(self, config: Mapping[str, Any]) -> Mapping[str, float]:
         return dict(zip(self.states, config["betas"], strict=True))
 
@@ -183,6 +188,7 @@ class SGD(BlockwiseOptimizer):
 
     rule = "sgd"
     states = {"momentum_buffer": SIGNED}
+    optional = frozenset({"momentum_buffer"})
     options = {
         "lr": RATE,
         "momentum": NON_NEGATIVE,
@@ -343,6 +349,7 @@ class RMSprop(BlockwiseOptimizer):
 
     rule = "rmsprop"
     states = {"square_avg": UNSIGNED, "momentum_buffer": SIGNED, "grad_avg": SIGNED}
+    optional = frozenset({"momentum_buffer", "grad_avg"})
     options = {
         "lr": RATE,
         "alpha": SHARE,
@@ -664,6 +671,7 @@ class LARS(BlockwiseOptimizer):
     rule = "lars"
     layerwise = True
     states = {"momentum_buffer": SIGNED}
+    optional = frozenset({"momentum_buffer"})
     options = {
         "lr": RATE,
         "momentum": SHARE,

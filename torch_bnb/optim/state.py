@@ -295,12 +295,26 @@ def has(state: State, name: str) -> bool:
 def misfit(state: State, names: Mapping[str, bool], parameter: Tensor) -> str | None:
     """What is wrong with a parameter's state, as after somebody has exchanged either's data; None if nothing is."""
     numel = sharding.local(parameter).numel()
-    for key, kept in state.items():
-        dtype = torch.float32 if key in names else torch.uint8 if key.endswith(_CODES) else None
-        if dtype and (kept.dtype is not dtype or sharding.local(kept).numel() != numel):
-            expected = f"{dtype} with {parameter.numel()} elements"
-            return f"its {key} is {kept.dtype} of shape {tuple(kept.shape)}; expected {expected}"
+    for name in names:
+        for key, dtype in ((name, torch.float32), (codes_key(name), torch.uint8)):
+            kept = state.get(key)
+            if kept is not None and (kept.dtype is not dtype or sharding.local(kept).numel() != numel):
+                return f"its {key} is {_described(kept)}; expected {dtype} with {parameter.numel()} elements"
+        codes, absmax = state.get(codes_key(name)), state.get(absmax_key(name))
+        if codes is None:
+            continue
+        if absmax is None:
+            return f"there is {codes_key(name)} and no {absmax_key(name)}"
+        shape = sharding.local(codes).shape or (1,)
+        counts = {math.prod(absmax_shape(shape, form)) for form in (Form.FLAT, Form.ROWS, Form.WHOLE)}
+        if absmax.dtype is not torch.float32 or sharding.local(absmax).numel() not in counts:
+            numbers = " or ".join(map(str, sorted(counts)))
+            return f"its {absmax_key(name)} is {_described(absmax)}; expected torch.float32 with {numbers} elements"
     return None
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def gather(states: Sequence[State], name: str) -> tuple[list[Tensor], list[Tensor]]:

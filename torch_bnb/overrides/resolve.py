@@ -16,8 +16,12 @@ from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 Key = str | type[nn.Module]
 
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_PARAMETRIZED = re.compile(r"(?<![^.])parametrizations\.([^.]+)\.original\d*$")
+_ATTRIBUTES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_original_module")
+"""Under which wrappers of torch.compile, FSDP1, activation checkpointing and Lightning Fabric hold what they wrap."""
+
+_WRAPPERS = re.compile(rf"(?<![^.])({'|'.join(_ATTRIBUTES)})\.")
+_PARAMETRIZED = re.compile(r"(?<![^.])parametrizations\.([^.]+)\.original(\d*)$")
+_ONE_OF_SEVERAL = re.compile(r"\.original\d+$")
 
 EMBEDDING_CONFIG = {"optim_bits": 32}
 
@@ -65,13 +69,36 @@ def check_overrides(
 
 
 def clean_name(name: str) -> str:
-    """A parameter's name as its author wrote it: without the wrappers of compilers, FSDP and parametrizations."""
-    return _PARAMETRIZED.sub(r"\1", _WRAPPERS.sub("", name))
+    """A parameter's name as its author wrote it: without the wrappers of compilers, FSDP and parametrizations.
+
+    A parametrization that makes one tensor of several (weight_norm) has ``weight.original0`` and ``weight.original1``.
+    """
+    name = _WRAPPERS.sub("", name)
+    return _PARAMETRIZED.sub(lambda found: f"{found[1]}.original{found[2]}" if found[2] else found[1], name)
 
 
 def names(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """(clean name, parameter) pairs below a module; a tied parameter comes under each of its names."""
-    return [(clean_name(name), parameter) for name, parameter in module.named_parameters(remove_duplicate=False)]
+    """(clean name, parameter) pairs below a module; a tied parameter comes under each of its names.
+
+    Those in a DistributedDataParallel, itself maybe in wrappers, are those of the module in it.
+    """
+    prefix = _prefix_in_wrappers(module)
+    found = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        cleaned = clean_name(name.removeprefix(prefix))
+        found[cleaned, id(parameter)] = cleaned, parameter  # Fabric's wrapper holds its module twice
+    return list(found.values())
+
+
+def _prefix_in_wrappers(module: nn.Module) -> str:
+    prefix = ""
+    while True:
+        parallel = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+        children = module._modules
+        attribute = "module" if parallel else next((a for a in _ATTRIBUTES if a in children), None)
+        if attribute is None or (inner := children.get(attribute)) is None:
+            return prefix
+        prefix, module = f"{prefix}{attribute}.", inner
 
 
 def find(module: nn.Module, key: Key, named: list[tuple[str, Tensor]] | None = None) -> list[tuple[str, Tensor]]:
@@ -94,13 +121,19 @@ def find(module: nn.Module, key: Key, named: list[tuple[str, Tensor]] | None = N
         inside = {id(p) for child in module.modules() if isinstance(child, key) for p in child.parameters()}
         found = [(name, parameter) for name, parameter in named if id(parameter) in inside]
     else:
-        found = [(name, parameter) for name, parameter in named if name == key]
+        exact = {key, clean_name(key.removeprefix(_prefix_in_wrappers(module)))}  # as named_parameters() has it, too
+        found = [(name, parameter) for name, parameter in named if exact & _called(name)]
         if not found:
             matches = _matcher(key)
-            found = [(name, parameter) for name, parameter in named if matches(name)]
+            found = [(name, parameter) for name, parameter in named if any(map(matches, _called(name)))]
     if not found:
         raise LookupError(_nothing_found(module, key))
     return found
+
+
+def _called(name: str) -> set[str]:
+    """What a parameter may be called: of the several tensors behind a parametrized one, each is also that one."""
+    return {name, _ONE_OF_SEVERAL.sub("", name)}
 
 
 def _matcher(key: str) -> Any:
