@@ -454,15 +454,48 @@ def test_hints_that_went_into_groups_do_not_apply_again_and_later_ones_do(manage
     assert manager.explain(optimizer)["head.bias"].lr == pytest.approx(5e-5)
 
 
-def test_a_framework_that_flattens_a_group_with_overrides_is_an_error(manager):
-    p, q = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(5))
-    manager.override_config(q, "lr", 0.5)
-    optimizer = AdamW([p, q])
+@pytest.mark.parametrize("when", ["before the optimizer", "before flattening", "after", "after a step"])
+@pytest.mark.parametrize("how", ["on the parameter", "on an unknown parameter", "by name"])
+def test_a_framework_that_flattens_a_group_with_overrides_is_an_error(how, when, manager):
+    net = nn.ParameterDict({"p": torch.zeros(3), "q": torch.zeros(5)})
+    if how != "on an unknown parameter":
+        manager.register_parameters(net)
+
+    def hint(now):
+        if now == when:
+            manager.override_named(net, {"q": {"lr": 0.5}}) if how == "by name" else manager.override_config(
+                net["q"], "lr", 0.5
+            )
+
+    hint("before the optimizer")
+    optimizer = AdamW(net.parameters())
+    hint("before flattening")
     flat = nn.Parameter(torch.zeros(8))
     flat.grad = torch.ones(8)
     optimizer.param_groups[0]["params"] = [flat]
-    with pytest.raises(OverrideError, match="group 0 held 2 parameters, some with overrides, and now holds 1"):
+    hint("after")
+    if when == "after a step":
         optimizer.step()
+    hint("after a step")
+    before = flat.detach().clone()
+    for _ in range(2):
+        with pytest.raises(OverrideError, match="group 0 held other parameters, some with overrides, and now holds 1"):
+            optimizer.step()
+    assert torch.equal(flat, before)
+
+
+def test_hints_on_what_left_an_optimizer_and_is_not_trained_are_no_concern_of_it(manager):
+    net = nn.ParameterDict({"p": torch.zeros(3), "q": torch.zeros(5)})
+    manager.register_parameters(net)
+    optimizer = AdamW(net.parameters())
+    net["r"] = nn.Parameter(torch.ones(8))  # a small part is trained in place of the rest
+    net["p"].requires_grad_(False)
+    net["q"].requires_grad_(False)
+    optimizer.param_groups[0]["params"] = [net["r"]]
+    manager.override_named(net, {"*": {"weight_decay": 0.0}})
+    net["r"].grad = torch.ones(8)
+    optimizer.step()
+    assert manager.explain(optimizer)["r"].overrides == {"weight_decay": 0.0}
 
 
 def test_hints_do_not_move_to_parameters_that_only_take_the_position(manager):

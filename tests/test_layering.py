@@ -87,6 +87,7 @@ INCLUDES = {
     "floats.h": {"codec.h"},
     "batch.h": {"rules.h", "storage.h"},
     "header.h": set(),
+    "check.h": set(),
     "layer.h": {"batch.h"},
     "ops.h": {"batch.h", "header.h"},
     "cpu/lanes.h": {"../codec.h"},
@@ -107,7 +108,7 @@ INCLUDES = {
     "cuda/step.cuh": {"lane.cuh", "part.h"},
     "cuda/measure.cuh": {"part.h"},
     "cuda/kernels.h": {"part.h"},
-    "cuda/stream.h": set(),
+    "cuda/stream.h": {"../check.h"},
 }
 
 

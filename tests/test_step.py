@@ -1,10 +1,13 @@
 """What the step does beside arithmetic."""
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 import torch
 from cases import CASES
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torch_bnb as bnb
 
@@ -524,3 +527,19 @@ def test_a_first_step_that_fails_makes_no_state(capturable):
     params[1].grad = None
     optimizer.step()
     torch.testing.assert_close(params[0].detach(), before - 0.1 * params[0].grad)
+
+
+def test_steps_of_fake_tensors_as_tools_that_plan_memory_make_them():
+    with FakeTensorMode():
+        model = torch.nn.Sequential(torch.nn.Linear(128, 128), torch.nn.LayerNorm(128))
+        for optimizer in (bnb.optim.AdamW8bit(model.parameters()), bnb.optim.SGD(model.parameters(), lr=0.1)):
+            model(torch.randn(3, 128)).sum().backward()
+            optimizer.step()
+            optimizer.step()
+            assert all(state["step"] == 2 for state in optimizer.state.values())
+
+
+def test_the_import_needs_no_device_of_its_own():
+    code = "import torch\nwith torch.device('meta'):\n    import torch_bnb\nprint(torch_bnb.codec.ZERO_CODE)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "{True: 127, False: 0}", done.stderr

@@ -20,15 +20,15 @@ def create_dynamic_map(signed: bool = True) -> Tensor:
         signed: -0.993 to 1 (there is no -1; code 127 is 0), else 0 to 1 (code 0 is 0).
 
     Returns:
-        float32 tensor of shape (256,), sorted, distinct. Bit for bit the numbers of bitsandbytes and torchao, so that
-        codes can be exchanged with them.
+        float32 tensor of shape (256,) on the CPU, sorted, distinct. Bit for bit the numbers of bitsandbytes and
+        torchao, so that codes can be exchanged with them.
 
     Example:
         >>> import torch_bnb as bnb
         >>> float(bnb.codec.create_dynamic_map(signed=True)[127])
         0.0
     """
-    values = torch.empty(256, dtype=torch.float32)
+    values = torch.empty(256, dtype=torch.float32, device="cpu")
     ops.dynamic_map(values, signed)
     return values
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_bnb.optim import AdamW, host, rules, sharding
+from torch_bnb.optim import AdamW, host, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.base import BlockwiseOptimizer
 from torch_bnb.optim.lookup import by_name
@@ -122,7 +122,7 @@ def plan(
     if not (isinstance(optimizer, type) and issubclass(optimizer, BlockwiseOptimizer)):
         got = repr(optimizer) if isinstance(optimizer, type) else f"an instance of {type(optimizer).__name__}"
         raise TypeError(f"plan: expected an optimizer class of torch_bnb.optim, got {got}")
-    if optim_bits is None and optimizer in (getattr(rules, name) for name in rules.__all__):
+    if optim_bits is None and optimizer.fixed_bits is None and "optim_bits" in optimizer.__signature__.parameters:
         optim_bits = 8
     if optim_bits is not None:
         options["optim_bits"] = optim_bits
@@ -138,7 +138,7 @@ def plan(
         if place := places.get(id(parameter)):
             rows.append(_row(place, _size(parameter), _planned(place)))
         else:
-            rows.append(Row(_size(parameter), 0, 0, 0, 0, 0, 0, name, tuple(parameter.shape), None, False))
+            rows.append(_other(name, parameter))
     return Memory(tuple(rows), f"{type(model).__name__}, planned for {optimizer.__name__}")
 
 
@@ -169,21 +169,7 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
                 gradient = 0 if parameter.grad is None else _size(parameter.grad)
                 state = _size_of_state(optimizer.state.get(parameter, {}))
                 name = f"group {g}, parameter {i}"
-                rows.append(
-                    Row(
-                        _size(parameter),
-                        gradient,
-                        state,
-                        state,
-                        state,
-                        state,
-                        0,
-                        name,
-                        tuple(parameter.shape),
-                        None,
-                        False,
-                    )
-                )
+                rows.append(_other(name, parameter, gradient, state))
     return Memory(tuple(rows), f"{type(optimizer).__name__}, measured")
 
 
@@ -197,13 +183,30 @@ def _row(place: Place, gradient: int, state: int) -> Row:
         gradient=gradient,
         state=state,
         planned=_planned(place),
-        state_32bit=len(place.states) * storage.size(shape, storage.Form.FLOAT32),
-        state_8bit=len(place.states) * storage.size(shape, form_8bit),
-        state_on_host=state if host.on_host(place.config) else 0,
+        state_32bit=len(place.states) * storage.size(shape, storage.Form.FLOAT32) + _history(place),
+        state_8bit=len(place.states) * storage.size(shape, form_8bit) + _history(place),
+        state_on_host=max(0, state - _history(place)) if host.on_host(place.config) else 0,
         name=place.name,
         shape=tuple(place.parameter.shape),
         bits=place.bits,
         default_embedding=in_8bit and bool(said) and all(hint.level is Level.EMBEDDING for hint in said),
+    )
+
+
+def _other(name: str, parameter: Tensor, gradient: int = 0, state: int = 0) -> Row:
+    """A parameter that no optimizer of torch_bnb steps."""
+    return Row(
+        parameter=_size(parameter),
+        gradient=gradient,
+        state=state,
+        planned=state,
+        state_32bit=state,
+        state_8bit=state,
+        state_on_host=0,
+        name=name,
+        shape=tuple(parameter.shape),
+        bits=None,
+        default_embedding=False,
     )
 
 
@@ -214,7 +217,12 @@ def _frozen(row: Row) -> Row:
 
 def _planned(place: Place) -> int:
     form = storage.wanted(place.config, place.parameter)
-    return len(place.states) * storage.size(sharding.local(place.parameter).shape, form)
+    return len(place.states) * storage.size(sharding.local(place.parameter).shape, form) + _history(place)
+
+
+def _history(place: Place) -> int:
+    """Of the norms that percentile clipping keeps, however large the parameter is."""
+    return 4 * storage.HISTORY_LENGTH if place.config["percentile_clipping"] < 100 else 0
 
 
 def _size(tensor: Tensor) -> int:

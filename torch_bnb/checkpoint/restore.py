@@ -10,7 +10,7 @@ from torch_bnb.checkpoint import checks
 from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.host import Home
-from torch_bnb.optim.state import HISTORY, Form, State, absmax_key, codes_key, form_of
+from torch_bnb.optim.state import HISTORY, HISTORY_LENGTH, Form, State, absmax_key, codes_key, form_of
 
 FORMS_8BIT = (Form.FLAT, Form.WHOLE, Form.ROWS)
 
@@ -59,7 +59,7 @@ def _restore_one(
     if "step" in saved:
         result["step"] = checks.step_count(saved["step"], f"{what}: 'step'")
     if HISTORY in saved:
-        history = _tensor(saved[HISTORY], torch.float32, [(100,)], f"{what}: {HISTORY!r}")
+        history = _tensor(saved[HISTORY], torch.float32, [(HISTORY_LENGTH,)], f"{what}: {HISTORY!r}")
         result[HISTORY] = Home(parameter.device).copy(history)
     found = set()
     for name, signed in states.items():

@@ -45,6 +45,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """The rule's own options; names and defaults are torch.optim's."""
     optional: ClassVar[frozenset[str]] = frozenset()
     """States that some configurations do without, and that may begin at any step."""
+    fixed_bits: ClassVar[int | None] = None
+    """What the class's name says of ``optim_bits``, 8 or 32; None: it is for whoever builds one to say."""
     layerwise: ClassVar[bool] = False
     """Whether it needs norms over the whole tensor."""
     _plan: Plan | CapturedPlan | None = None
@@ -60,7 +62,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if "rule" in vars(cls):
             portable.register(cls.rule, cls.states, cls.options, cls.optional)
         cls.__doc__ = (cls.__doc__ or "").replace("{common}", options.DOC)
-        cls.__signature__ = options.full_signature(cls.__init__)
+        cls.__signature__ = options.full_signature(cls)
 
     def __init__(self, params: ParamsT, rule_options: dict[str, Any], common: CommonOptions) -> None:
         if unknown := common.keys() - options.DEFAULTS.keys():

@@ -175,14 +175,21 @@ def arguments(config: Mapping[str, Any], states: Mapping[str, bool], decays: Map
     }
 
 
-def full_signature(constructor: Any) -> inspect.Signature:
-    """A constructor's signature as users should see it: without self, with `CommonOptions` spelled out."""
-    signature = inspect.signature(constructor)
-    own = [p for p in signature.parameters.values() if p.name != "self" and p.kind is not p.VAR_KEYWORD]
-    types = CommonOptions.__annotations__
-    common = [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[key])
-        for key, default in DEFAULTS.items()
-        if key not in signature.parameters
-    ]
-    return signature.replace(parameters=[*own, *common], return_annotation=inspect.Signature.empty)
+def full_signature(optimizer: type) -> inspect.Signature:
+    """A constructor's signature as users should see it: without self, and with what it passes on spelled out.
+
+    That is what the class above it takes; of a rule, `CommonOptions`.
+    """
+    signature = inspect.signature(optimizer.__init__)
+    takes = [p for p in signature.parameters.values() if p.name != "self"]
+    own = [p for p in takes if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    above = next((vars(base)["__signature__"] for base in optimizer.__mro__[1:] if "__signature__" in vars(base)), None)
+    if not any(p.kind is p.VAR_KEYWORD for p in takes):
+        passed = []
+    elif above is None or "rule" in vars(optimizer):
+        types, keyword = CommonOptions.__annotations__, inspect.Parameter.KEYWORD_ONLY
+        passed = [inspect.Parameter(key, keyword, default=DEFAULTS[key], annotation=types[key]) for key in DEFAULTS]
+    else:
+        passed = [p.replace(kind=p.KEYWORD_ONLY) if own else p for p in above.parameters.values()]
+    parameters = [*own, *(p for p in passed if p.name not in signature.parameters)]
+    return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)

@@ -45,6 +45,9 @@ class SlotTable:
     def __init__(self, rows: list[list[Slot]] | None = None) -> None:
         self.rows: list[list[Slot]] = rows or []
         self._is_copy = rows is not None
+        self._left: dict[int, dict[tuple[int, int], bool]] = {}
+        """By group, the identities of parameters that have left it for fewer or more others, and whether any was given
+        a hint since."""
         self._known: list[tuple] = []
         self._seen_version: int | None = None
         GlobalOptimManager.get_instance().follow(self)
@@ -75,6 +78,9 @@ class SlotTable:
             for slot in row:
                 if slot.identity == known:
                     slot.hints = [*slot.hints, hint]
+        for left in self._left.values():
+            if known in left:
+                left[known] = bool(hint.config)
 
     def _fits(self, groups: Sequence[Group]) -> bool:
         return self._known == _what_counts(groups)
@@ -84,6 +90,7 @@ class SlotTable:
         params = [groups[g]["params"][i] for g, i in places]
         refuse_repeated(places, params)
         carried = self._carried(groups)
+        self._refuse_lost(manager, groups)
         names = manager.parameter_names()
         found = manager.hints_for(params, {index: carried.get(place, []) for index, place in enumerate(places)})
         rows: list[list[Slot]] = [[] for _ in groups]
@@ -116,13 +123,29 @@ class SlotTable:
                     replaced &= not {slot.identity[1], identity(p)[1]} <= known
                     if slot.identity == identity(p) or replaced:
                         carried[g, i] = [h for h in slot.hints if self._is_copy or h.level is Level.PARAMETER]
-            elif arrived and any(slot.overrides and slot.identity not in now for slot in row):
-                raise OverrideError(
-                    f"group {g} held {len(row)} parameters, some with overrides, and now holds {len(group['params'])}, "
-                    "others among them: for which the overrides are meant cannot be told. With an engine that flattens "
-                    "parameters say them by group, see bnb.param_groups; else by name, see override_named"
-                )
+            elif arrived and (gone := [slot for slot in row if slot.identity not in now]):
+                self._left.setdefault(g, {}).update((slot.identity, False) for slot in gone)
+                if any(slot.overrides or merge(in_force(slot.hints, group)) for slot in gone):
+                    raise _lost(g, len(group["params"]))
         return carried
+
+    def _refuse_lost(self, manager: GlobalOptimManager, groups: Sequence[Group]) -> None:
+        """Raises OverrideError for hints on parameters that have left for what an engine has made of them."""
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        for g, left in self._left.items():
+            if g >= len(groups):
+                continue
+            trained = [p for p in manager.known_parameters(left.keys()) if p.requires_grad and id(p) not in held]
+            if any(left.values()) or any(merge(in_force(given, groups[g])) for given in manager.hints_for(trained)):
+                raise _lost(g, len(groups[g]["params"]))
+
+
+def _lost(group: int, count: int) -> OverrideError:
+    return OverrideError(
+        f"group {group} held other parameters, some with overrides, and now holds {count} in their place: for which of "
+        "these the overrides are meant cannot be told. With an engine that flattens parameters say them by group, see "
+        "bnb.param_groups; else by name, see override_named"
+    )
 
 
 @dataclass(frozen=True)

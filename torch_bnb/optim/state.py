@@ -20,9 +20,6 @@ from torch_bnb.optim import host, sharding
 SIGNED, UNSIGNED = True, False
 """The code map of a state: first moments need a sign, second moments have none."""
 
-ABSENT = torch.empty(0)
-"""Stands for a state, or an absmax, that there is none of."""
-
 State = dict[str, Any]
 
 
@@ -98,12 +95,14 @@ def size(shape: Sequence[int], form: Form) -> int:
 
 
 def new_history(parameter: Tensor) -> Tensor:
-    """The norms of a parameter's last 100 gradients, the latest last; NaN where there was none yet."""
-    return torch.full((100,), torch.nan, dtype=torch.float32, device=parameter.device)
+    """The norms of a parameter's last gradients, the latest last; NaN where there was none yet."""
+    return torch.full((HISTORY_LENGTH,), torch.nan, dtype=torch.float32, device=parameter.device)
 
 
 HISTORY = "grad_norms"
 """Where `percentile_clipping` keeps its history."""
+
+HISTORY_LENGTH = 100
 
 
 _CODES = "_codes"
@@ -318,12 +317,17 @@ def _described(tensor: Tensor) -> str:
 
 
 def gather(states: Sequence[State], name: str) -> tuple[list[Tensor], list[Tensor]]:
-    """The values or codes of one state of many parameters, and their absmax or `ABSENT`. All are prepared."""
-    codes, absmax = codes_key(name), absmax_key(name)
+    """The values or codes of one state of many parameters, and their absmax, or nothings. All are prepared."""
+    codes, absmax, none = codes_key(name), absmax_key(name), _nothing()
     values = [state[codes] if codes in state else state[name] for state in states]
-    return values, [state.get(absmax, ABSENT) for state in states]
+    return values, [state.get(absmax, none) for state in states]
 
 
 def absent(count: int) -> tuple[list[Tensor], list[Tensor]]:
     """The same for a state that a configuration does without."""
-    return [ABSENT] * count, [ABSENT] * count
+    return [_nothing()] * count, [_nothing()] * count
+
+
+def _nothing() -> Tensor:
+    """Stands for a state, or an absmax, that there is none of. Made anew, as a mode of fake tensors takes no others."""
+    return torch.empty(0, device="cpu")

@@ -30,6 +30,7 @@ def _variant(rule: type[BlockwiseOptimizer], name: str, bits: int | None, paged:
         "__doc__": f"`{rule.__name__}` with {state}{where}.\n\n    {body}\n",
         "__module__": __name__,
         "__qualname__": name,
+        "fixed_bits": bits,
     }
     cls = type(name, (rule,), members)
     parameters = dict(rule.__signature__.parameters)

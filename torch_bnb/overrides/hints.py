@@ -89,10 +89,9 @@ class Notes:
     embeddings_order: int = 0
     """When that was said, in the order of hints; 0: nobody did, and it is the default."""
 
-    def add(self, hint: ModuleHint) -> None:
-        """Adds one; what the same voice said before about the same options is gone."""
-        self.hints = superseded(self.hints, hint, lambda h: (h.key, h.level, h.given_to, h.source))
-        self.hints.append(hint)
+    def add(self, *given: ModuleHint) -> None:
+        """Adds some; what the same voices said before about the same options is gone."""
+        self.hints = [*superseded(self.hints, given, lambda h: (h.key, h.level, h.given_to, h.source)), *given]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Notes | None":
         owner = memo.get(id(self.owner()))
@@ -164,13 +163,16 @@ def taken_over(given: Iterable[Hint]) -> list[Hint]:
     return given
 
 
-def superseded(given: Iterable[Any], by: Any, voice: Any) -> list[Any]:
-    """`given` without the options that `by`, of the same voice, speaks of."""
+def superseded(given: Iterable[Any], by: Iterable[Any], voice: Any) -> list[Any]:
+    """`given` without the options that one in `by`, of the same voice, speaks of."""
+    later: dict[Any, set[str]] = {}
+    for hint in by:
+        later.setdefault(voice(hint), set()).update(hint.speaks_of)
     kept = []
     for hint in given:
-        if voice(hint) == voice(by):
-            config = {key: value for key, value in hint.config.items() if key not in by.speaks_of}
-            hint = replace(hint, config=config, withdrawn=tuple(k for k in hint.withdrawn if k not in by.speaks_of))
+        if said := later.get(voice(hint)):
+            config = {key: value for key, value in hint.config.items() if key not in said}
+            hint = replace(hint, config=config, withdrawn=tuple(key for key in hint.withdrawn if key not in said))
         if hint.speaks_of:
             kept.append(hint)
     return kept
@@ -212,7 +214,7 @@ def add_on_parameter(parameter: Tensor, config: Mapping[str, Any], withdrawn: tu
     earlier = on_parameter(parameter)
     order = next_order(1 + max((hint.rank[0] for hint in earlier), default=0))
     hint = Hint(dict(config), Level.PARAMETER, (order,), "override_config", _epoch, withdrawn)
-    _keep(parameter, [*superseded(earlier, hint, lambda h: h.level), hint])
+    _keep(parameter, [*superseded(earlier, [hint], lambda h: h.level), hint])
     return hint
 
 

@@ -2,9 +2,9 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch_bnb.overrides.explain import Explanation, explain
 from torch_bnb.overrides.hints import Hint, Level, ModuleHint
 from torch_bnb.overrides.resolve import Key, check_overrides, find, hints_through, names, numbers_in, own, spell
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, known_names, known_options, validate
+
+Home = tuple[nn.Module, str]
+"""Where a parameter lives: a module, and which attribute of it."""
 
 _Source = Callable[[Key], str]
 """What `explain` calls a hint, from its key."""
@@ -59,7 +62,7 @@ class GlobalOptimManager:
                 cls._instance = super().__new__(cls)
                 cls._instance.version = 0
                 cls._instance._followers = weakref.WeakSet()
-                cls._instance._owners = {}
+                cls._instance._homes = {}
         return cls._instance
 
     def __reduce__(self) -> tuple:
@@ -99,7 +102,7 @@ class GlobalOptimManager:
                 notes.embeddings_32bit, notes.embeddings_order = embeddings_32bit, hints.next_order()
             elif notes.embeddings_32bit is None:
                 notes.embeddings_32bit = True
-            self._bind(params.modules())
+            self._bind((module, attribute) for module in params.modules() for attribute in own(module))
             self.version += 1
 
     def override_config(
@@ -347,6 +350,12 @@ class GlobalOptimManager:
                     found.setdefault(id(parameter), name)
             return found
 
+    def known_parameters(self, identities: Set[tuple[int, int]]) -> list[Tensor]:
+        """Those that known modules hold now and whose `identity` is one of these."""
+        with self._lock:
+            held = {id(p): p for module in hints.known_modules() for p in own(module).values()}
+        return [parameter for parameter in held.values() if hints.identity(parameter) in identities]
+
     def known_numbers(self) -> set[int]:
         """Of the parameters that known modules hold now, the number of each one's `identity`."""
         with self._lock:
@@ -365,36 +374,41 @@ class GlobalOptimManager:
         with self._lock:
             for parameter in parameters:
                 hint = hints.add_on_parameter(parameter, config, withdrawn)
-                self._bind(self._owners_of(parameter))
                 for follower in list(self._followers):
                     follower.receive(parameter, hint)
+            self._bind(self._homes_of(parameters))
             self.version += 1
 
-    def _owners_of(self, parameter: Tensor) -> list[nn.Module]:
-        """The known modules that hold this very parameter as their own."""
-        for _ in range(2):
-            modules = [module for owner in self._owners.get(id(parameter), ()) if (module := owner()) is not None]
-            found = [module for module in modules if any(p is parameter for p in own(module).values())]
-            if found:
-                return found
-            self._owners = {}  # modules were added or their parameters replaced since: look again, once
+    def _homes_of(self, parameters: list[Tensor]) -> Iterator[Home]:
+        """Where known modules hold these very parameters as their own."""
+        found = list(map(self._home_of, parameters))
+        if not all(found):  # maybe modules were added or their parameters replaced since
+            self._homes = {}
             for module in hints.known_modules():
-                for held in own(module).values():
-                    self._owners.setdefault(id(held), []).append(weakref.ref(module))
-        return []
+                for attribute, held in own(module).items():
+                    self._homes.setdefault(id(held), []).append((weakref.ref(module), attribute))
+            found = list(map(self._home_of, parameters))
+        return chain.from_iterable(found)
 
-    def _bind(self, modules: Iterable[nn.Module]) -> None:
-        """Lets hints given on Parameter objects hold for the places in these modules that the objects are in."""
-        for module in modules:
-            for attribute, parameter in own(module).items():
-                number = hints.identity(parameter)[1]
-                for hint in hints.on_parameter(parameter):
-                    order, source, epoch = hint.rank[0], hint.source, hint.epoch
-                    said = (hint.config, Level.PARAMETER, order, source, epoch)
-                    bound = ModuleHint(attribute, *said, given_to=number, withdrawn=hint.withdrawn)
-                    note = hints.note(module)
-                    note.hints = [h for h in note.hints if (h.key, h.order, h.given_to) != (attribute, order, number)]
-                    note.add(bound)
+    def _home_of(self, parameter: Tensor) -> list[Home]:
+        noted = ((module(), attribute) for module, attribute in self._homes.get(id(parameter), ()))
+        homes = [(module, attribute) for module, attribute in noted if module is not None]
+        return [(module, attribute) for module, attribute in homes if module._parameters.get(attribute) is parameter]
+
+    def _bind(self, homes: Iterable[Home]) -> None:
+        """Lets hints given on Parameter objects hold for the places that the objects are in."""
+        bound: dict[nn.Module, list[ModuleHint]] = {}
+        for module, attribute in homes:
+            parameter = module._parameters[attribute]
+            number = hints.identity(parameter)[1]
+            for hint in hints.on_parameter(parameter):
+                said = (hint.config, Level.PARAMETER, hint.rank[0], hint.source, hint.epoch)
+                its = ModuleHint(attribute, *said, given_to=number, withdrawn=hint.withdrawn)
+                bound.setdefault(module, []).append(its)
+        for module, given in bound.items():
+            note, again = hints.note(module), {(h.key, h.order, h.given_to) for h in given}
+            note.hints = [h for h in note.hints if (h.key, h.order, h.given_to) not in again]
+            note.add(*given)
 
 
 def _sources(source: str) -> _Source:

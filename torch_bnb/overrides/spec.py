@@ -196,7 +196,8 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for (key, value), name in zip(config.items(), known_names(config), strict=True):
         if name in result:
-            raise OverrideError(f"{key!r} and {name!r} are the same option, say one of them")
+            same = [other for other in config if ALIASES.get(other, other) == name]
+            raise OverrideError(f"{' and '.join(map(repr, same))} are the same option, say one of them")
         result[name] = _parse_any(key, value, known[name])
     return result
 
