@@ -43,13 +43,13 @@ def a_call(name, config, sizes, dtypes, bits=8, block_wise=True, seed=0, offset=
             values = random(n, 0.01)
             values = values if signed else values.square()
             if state not in optimizer.active_states(group):
-                states.append(storage.ABSENT)
-                absmax.append(storage.ABSENT)
+                states.append(torch.empty(0))
+                absmax.append(torch.empty(0))
             elif bits == 8 and i % 5 != 4:  # 32-bit ones among them
                 codes, largest = quantize_blockwise(values, signed, 256 if block_wise else max(n, 1))
                 states.append(codes)
                 absmax.append(largest)
             else:
                 states.append(values.clone())
-                absmax.append(storage.ABSENT)
+                absmax.append(torch.empty(0))
     return [params, grads, states, absmax], optimizer.scalars(group, 3, False)
