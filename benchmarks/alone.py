@@ -1,4 +1,4 @@
-"""Each optimizer of a cell in processes of its own: those measure, this collects. Knows not what is measured."""
+"""Each optimizer of a cell in processes of its own: those measure, this collects. Knows nothing of what is measured."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence

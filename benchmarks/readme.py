@@ -76,7 +76,7 @@ def speed_table(result: dict[str, Any], picture: str) -> str:
         f"brackets, how many times as long as {ours}, the median over the rounds that both were in. {machine['cpu']}, "
         f"{machine['cpus']} CPUs, {machine['torch instruction set']}; torch {machine['torch']}{peers and f', {peers}'}."
     )
-    return "\n".join([*lines, "", caption, "", f"![Time per step beside other libraries]({picture})"])
+    return "\n".join([*lines, "", caption, "", f"![Time per step compared with other libraries]({picture})"])
 
 
 def freeze_table(result: dict[str, Any], _: str) -> str:

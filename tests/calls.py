@@ -5,7 +5,6 @@ import torch
 from cases import CASES
 
 from torch_bnb.codec import quantize_blockwise
-from torch_bnb.optim import state as storage
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

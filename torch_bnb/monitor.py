@@ -180,7 +180,7 @@ def as_metrics(measurement: Measurement, prefix: str = "optimizer_state") -> dic
     """A measurement by keys, for a tracker: the bytes, every group's ratios, and the worst parameter's.
 
     Args:
-        measurement: To be told.
+        measurement: The one to flatten.
         prefix: Of every key: ``{prefix}/state_bytes``, ``{prefix}/group0/quantization_error``,
             ``{prefix}/worst/quantization_error``.
     """

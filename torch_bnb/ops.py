@@ -154,11 +154,11 @@ def update_on_device(
     """`update`, with what changes from step to step in tensors: read when the device gets there, not when it is called.
 
     Args:
-        rule: As in `update`, like the next four.
-        params: Theirs.
-        grads: Theirs.
-        states: Theirs.
-        absmax: Theirs.
+        rule: As in `update`.
+        params: As in `update`.
+        grads: As in `update`.
+        states: As in `update`.
+        absmax: As in `update`.
         scalars: float32: the rule's floats in the order of its kScalars, which is that of the optimizer's `scalars`.
         moving_keys: int64, one number per parameter, in place of ``keys``.
         found_inf: float32, one number: unless it is 0, nothing changes.
@@ -183,11 +183,11 @@ def measure(
     Who holds only a part of a parameter adds them up with the others', and steps with what `norms_of` makes of them.
 
     Args:
-        rule: As in `update`, like the following.
+        rule: As in `update`.
         params: n tensors, not changed.
-        grads: Theirs.
-        states: Theirs.
-        absmax: Theirs.
+        grads: As in `update`.
+        states: As in `update`, not changed.
+        absmax: As in `update`, not changed.
         scalars: The rule's.
         sums: float64, shape (n, 3), filled: of the parameter, of what a layer-wise rule measures, and of the update
             before the learning rate. The last needs the ``norms`` of a layer-wise rule, and is 0 without.

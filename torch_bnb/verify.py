@@ -4,7 +4,7 @@ Knows frameworks by the names of their classes and attributes, and imports none.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch_bnb.optim.base import BlockwiseOptimizer
 from torch_bnb.optim.saving import orphans
 from torch_bnb.overrides import GlobalOptimManager, hints
 from torch_bnb.overrides.declare import declared
-from torch_bnb.overrides.explain import Row
+from torch_bnb.overrides.explain import Row, wrappers_of
 from torch_bnb.overrides.resolve import names
 
 _REPLACED = {
@@ -67,7 +67,8 @@ def verify(
         ...     print(str(error).partition(";")[0])
         AdamW8bit lacks 1 of 2 trainable parameters: bias
     """
-    chains = [list(_chain(outer)) for outer in (optimizer if isinstance(optimizer, (list, tuple)) else [optimizer])]
+    given = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+    chains = [list(wrappers_of(outer)) for outer in given]
     for chain in chains:
         _check_class(chain[-1])
     held, flat = [], False
@@ -90,15 +91,8 @@ def verify(
 
 
 def innermost(optimizer: Any) -> Any:
-    """The optimizer inside a framework's wrappers, which keep it as ``.optimizer``."""
-    return list(_chain(optimizer))[-1]
-
-
-def _chain(optimizer: Any) -> Iterator[Any]:
-    yield optimizer
-    while not isinstance(optimizer, BlockwiseOptimizer) and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-        yield optimizer
+    """The optimizer inside a framework's wrappers."""
+    return list(wrappers_of(optimizer))[-1]
 
 
 def _check_class(inner: Any) -> None:

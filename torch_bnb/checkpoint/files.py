@@ -1,4 +1,4 @@
-"""Checkpoints as files: written whole or not at all, read without running anything. Knows not what is in them."""
+"""Checkpoints as files: written whole or not at all, read without running anything. Knows nothing of their contents."""
 
 import os
 import re

@@ -22,7 +22,7 @@ MIN_8BIT_SIZE = common.DEFAULTS["min_8bit_size"]
 """The default of every library: smaller parameters keep 32-bit state."""
 
 OURS = {*spec.COMMON, *common.CONSTRUCTOR_ONLY, *common.ABOUT_GROUP, "base_lr"}
-"""Keys of a group that belong to this package, beside the rule's own options."""
+"""Keys of a group that belong to this package, besides the rule's own options."""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     def checkpoint_format(self) -> str:
         """What `state_dict` gives: "native", or "portable": every state in float32 and of its parameter's shape.
 
-        Portable is for what gathers and shards state without knowing of 8 bits, FSDP1 before all. Loading it gives the
+        Portable is for what gathers and shards state without knowing of 8 bits, FSDP1 above all. Loading it gives the
         same codes and absmax again.
         """
         return self._checkpoint_format

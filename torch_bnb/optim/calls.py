@@ -87,7 +87,7 @@ class Call:
 
         Args:
             params: Of sharded ones what is here.
-            grads: Theirs.
+            grads: Their gradients.
             names: The rule's states.
 
         Returns:
@@ -139,7 +139,7 @@ class Call:
         return self.params, self.grads, values, absmax
 
     def keywords(self) -> dict[str, Any]:
-        """The operator's keyword arguments beside the scalars."""
+        """The operator's keyword arguments besides the scalars."""
         own: dict[str, Any] = {}
         if self.grad_scales is not None:
             own["grad_scales"] = self.grad_scales

@@ -1,4 +1,4 @@
-"""What every optimizer takes beside its rule's own options, and what of it cannot be honoured."""
+"""What every optimizer takes besides its rule's own options, and what of it cannot be honoured."""
 
 import difflib
 import inspect
@@ -46,8 +46,8 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
             is under way, not ``state``.
         max_unorm: Scales an update, before the learning rate, down to this multiple of its parameter's norm; 0 is off.
             A parameter of norm 0 has no limit.
-        skip_zeros: Elements with zero gradient stay as they are, their state included; in 8 bits that as far as the new
-            scale of its block can hold it.
+        skip_zeros: Elements with zero gradient stay as they are, their state included; an 8-bit state is coded anew
+            with its block's new scale, so it is kept to that precision only.
         maximize: Ascend instead of descend.
         state_rounding: How 8-bit states are rounded: "nearest", "stochastic" (to either code around a number, such
             that the mean is the number), or "auto" (nearest, but stochastic for first moments that keep more than 0.99

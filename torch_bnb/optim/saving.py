@@ -1,4 +1,4 @@
-"""A state_dict as it leaves an optimizer: native, or in a form that can be sharded by who knows nothing of 8 bits."""
+"""A state_dict as it leaves an optimizer: native, or in a form for code that shards it and knows nothing of 8 bits."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

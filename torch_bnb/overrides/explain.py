@@ -83,14 +83,20 @@ class Explanation(Sequence[Row]):
     __repr__ = __str__
 
 
+def wrappers_of(optimizer: Any) -> Iterator[Any]:
+    """What frameworks have put around an optimizer, kept there as ``.optimizer``; last the optimizer itself."""
+    yield optimizer
+    while not hasattr(optimizer, "configurations") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+        yield optimizer
+
+
 def explain(model_or_optimizer: Any, manager: Any) -> Explanation:
     """Rows for a module's parameters, or for an optimizer's."""
     if isinstance(model_or_optimizer, nn.Module):
         found = manager.named_hints(model_or_optimizer)
         return Explanation(tuple(_row(name, p, None, None, merge(hints), hints) for name, p, hints in found))
-    optimizer = model_or_optimizer
-    while not hasattr(optimizer, "configurations") and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer  # a framework's wrapper
+    *_, optimizer = wrappers_of(model_or_optimizer)
     if not hasattr(optimizer, "configurations"):
         got = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
         raise TypeError(f"explain: expected an nn.Module or an optimizer of torch_bnb, got a {got}")
