@@ -1,7 +1,8 @@
-"""The one step loop: every optimizer of torch_bnb is this class with a rule's names and numbers filled in.
+"""Every optimizer of torch_bnb is this class with a rule's names and numbers filled in.
 
 Keeps groups and checkpoints. What a rule computes is in csrc/rules.h, its Python half in optim/rules.py; how state is
-stored in optim/state.py; overrides in optim/slots.py; which parameters go into which call in optim/plan.py.
+stored in optim/state.py; overrides in optim/slots.py; which parameters go into which call in optim/plan.py, or in
+optim/capture.py where a CUDA graph is to repeat the step.
 """
 
 import warnings
@@ -25,7 +26,7 @@ from torch_bnb.optim.fitness import FLOATING
 from torch_bnb.optim.loading import load
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.plan import Plan
-from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force, refuse_repeated
+from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force, refuse_repeated, walk
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
 from torch_bnb.overrides.hints import Hint, identity, next_order, taken_over
 from torch_bnb.overrides.resolve import merge
@@ -185,32 +186,32 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         """
         names = GlobalOptimManager.get_instance().parameter_names()
         places = []
-        for g, (group, slots) in enumerate(zip(self.param_groups, self._update_slots(), strict=True)):
-            for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
-                if hints is not None:
-                    assumed = in_force(hints[id(parameter)], group)
-                    what = f"override for parameter {i} of group {g}"
-                    slot = Slot(slot.identity, assumed, self._checked_overrides(merge(assumed), group, what))
-                own = group["param_names"][i] if "param_names" in group else names.get(id(parameter))
-                config = slot.config(group)
-                if is_lazy(parameter):
-                    raise ValueError(
-                        f"{own or f'parameter {i} of group {g}'} belongs to a lazy module and has no shape yet; run a "
-                        "batch through the model first"
-                    )
-                places.append(
-                    Place(
-                        name=own or f"group {g}, parameter {i}",
-                        group=g,
-                        position=i,
-                        parameter=parameter,
-                        hints=slot.hints,
-                        overrides=slot.overrides,
-                        config=config,
-                        states=self.active_states(config),
-                        bits=8 if storage.wants_8bit(config, parameter) else 32,
-                    )
+        for _, g, i, parameter, slot in walk(self.param_groups, self._update_slots()):
+            group = self.param_groups[g]
+            if hints is not None:
+                assumed = in_force(hints[id(parameter)], group)
+                what = f"override for parameter {i} of group {g}"
+                slot = Slot(slot.identity, assumed, self._checked_overrides(merge(assumed), group, what))
+            own = group["param_names"][i] if "param_names" in group else names.get(id(parameter))
+            config = slot.config(group)
+            if is_lazy(parameter):
+                raise ValueError(
+                    f"{own or f'parameter {i} of group {g}'} belongs to a lazy module and has no shape yet; run a "
+                    "batch through the model first"
                 )
+            places.append(
+                Place(
+                    name=own or f"group {g}, parameter {i}",
+                    group=g,
+                    position=i,
+                    parameter=parameter,
+                    hints=slot.hints,
+                    overrides=slot.overrides,
+                    config=config,
+                    states=self.active_states(config),
+                    bits=8 if storage.wants_8bit(config, parameter) else 32,
+                )
+            )
         return places
 
     @override

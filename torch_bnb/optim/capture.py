@@ -16,10 +16,10 @@ from torch_bnb import ops
 from torch_bnb.optim import host, options, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.calls import Call, is_strided
-from torch_bnb.optim.facts import grid_of
+from torch_bnb.optim.facts import facts_of
 from torch_bnb.optim.fitness import check_grad
-from torch_bnb.optim.slots import Group, Slot
-from torch_bnb.optim.state import Form, State
+from torch_bnb.optim.slots import Group, Slot, walk
+from torch_bnb.optim.state import State
 
 if TYPE_CHECKING:
     from torch_bnb.optim.base import BlockwiseOptimizer
@@ -53,33 +53,28 @@ class CapturedPlan:
         self._calls: list[Captured] = []
         found: dict[tuple, Captured] = {}
         counts: dict[tuple, Tensor] = {}
-        index, untouched = -1, True
+        untouched = True
         _check(optimizer, rows)
-        for g, (group, slots) in enumerate(zip(optimizer.param_groups, rows, strict=True)):
-            unit = {**group, "lr": 1.0}
-            for parameter, slot in zip(group["params"], slots, strict=True):
-                index += 1
-                if (grad := parameter.grad) is None:
-                    continue
-                config = slot.config(unit)
-                state = optimizer.state[parameter]
-                untouched &= "step" not in state
-                fresh = not any(storage.has(state, name) for name in optimizer.states)
-                count = _count(state, parameter.device, counts)
-                bits = 8 if storage.wants_8bit(config, parameter) else 32
-                grid = grid_of(parameter) if storage.wanted(config, parameter) is Form.ROWS else None
-                strided = is_strided(parameter, grad)
-                place = (parameter.device, g, id(slot.overrides), bits, fresh, id(count), grid is None, strided)
-                captured = found.get(place)
-                if captured is None or captured.call.is_full():
-                    own = {**config, "optim_bits": bits}
-                    arguments = options.arguments(own, optimizer.states, optimizer.decays(own))
-                    call = Call({}, arguments, optimizer.active_states(own), strided=strided)
-                    captured = found[place] = Captured(call, own, _rate(group, slot), fresh, count)
-                    self._calls.append(captured)
-                captured.indices.append(index)
-                storage.prepare(state, captured.call.active, parameter, config, optimizer.initial(config))
-                captured.call.add(parameter, grad, state, 0, grid)
+        for index, g, _, parameter, slot in walk(optimizer.param_groups, rows):
+            if (grad := parameter.grad) is None:
+                continue
+            group = optimizer.param_groups[g]
+            config, state = slot.config({**group, "lr": 1.0}), optimizer.state[parameter]
+            untouched &= "step" not in state
+            fresh = not any(storage.has(state, name) for name in optimizer.states)
+            count = _count(state, parameter.device, counts)
+            facts, strided = facts_of(config, parameter), is_strided(parameter, grad)
+            place = (g, id(slot.overrides), fresh, id(count), strided, facts.bits, facts.place)
+            captured = found.get(place)
+            if captured is None or captured.call.is_full():
+                own = {**config, "optim_bits": facts.bits}
+                arguments = options.arguments(own, optimizer.states, optimizer.decays(own))
+                call = Call({}, arguments, optimizer.active_states(own), strided=strided)
+                captured = found[place] = Captured(call, own, _rate(group, slot), fresh, count)
+                self._calls.append(captured)
+            captured.indices.append(index)
+            storage.prepare(state, captured.call.active, parameter, config, optimizer.initial(config))
+            captured.call.add(parameter, grad, state, 0, facts.grid)
         _leave_behind(optimizer.state.values(), self._calls)
         # No parameter has stepped, and none would now. Only a step that makes all state looks: that may wait.
         self._rehearses = bool(self._calls) and untouched and not any(map(_moves, self._calls))
@@ -123,12 +118,12 @@ class CapturedPlan:
 
 def _check(optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
     """Raises an error for the first parameter that cannot be stepped, while no state has been made or converted."""
-    for g, (group, slots) in enumerate(zip(optimizer.param_groups, rows, strict=True)):
-        for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
-            if (grad := parameter.grad) is not None:
-                config = slot.config({**group, "lr": 1.0})
-                check_grad(optimizer, parameter, grad, config, g, i)
-                _refuse(optimizer, parameter, grad, group, config, f"parameter {i} of group {g}")
+    for _, g, i, parameter, slot in walk(optimizer.param_groups, rows):
+        if (grad := parameter.grad) is not None:
+            group = optimizer.param_groups[g]
+            config = slot.config({**group, "lr": 1.0})
+            check_grad(optimizer, parameter, grad, config, g, i)
+            _refuse(optimizer, parameter, grad, group, config, f"parameter {i} of group {g}")
 
 
 def _refuse(

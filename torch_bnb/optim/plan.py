@@ -3,7 +3,7 @@
 Knows groups, overrides and how state is kept; nothing of what a rule computes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_
@@ -18,7 +18,7 @@ from torch_bnb.optim.calls import Call, is_strided
 from torch_bnb.optim.facts import Facts, Memory, about_state, facts_of
 from torch_bnb.optim.fitness import check_grad, measures
 from torch_bnb.optim.paging import PagedCall
-from torch_bnb.optim.slots import Group, Slot
+from torch_bnb.optim.slots import Group, Slot, walk
 from torch_bnb.optim.sparse import SparseCall
 from torch_bnb.optim.state import State
 
@@ -126,28 +126,20 @@ class Plan:
     ) -> None:
         remembers = before is not None and before._memory.rows is rows and before._knows_state(optimizer)
         self._memory = before._memory if before is not None and remembers else Memory(rows)
-        self._without: list[int] = []
         self._keeps = True
         self._rehearses = False
         if not (remembers and self._recall(optimizer)):
             self._look(optimizer)
+        stepping = {index for planned in self._planned for index in planned.indices}
+        self._without = [index for index in range(sum(map(len, rows))) if index not in stepping]
         self._known = list(optimizer.state.values())
-
-    def _walk(self, optimizer: "BlockwiseOptimizer") -> Iterator[tuple[int, int, int, Tensor, Tensor, Slot]]:
-        """Index, group, position, parameter, gradient and slot of those that have a gradient; notes the others."""
-        self._without, index = [], -1
-        for g, (group, slots) in enumerate(zip(optimizer.param_groups, self._memory.rows, strict=True)):
-            for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
-                index += 1
-                if (grad := parameter.grad) is None:
-                    self._without.append(index)
-                else:
-                    yield index, g, i, parameter, grad, slot
 
     def _recall(self, optimizer: "BlockwiseOptimizer") -> bool:
         """Makes the calls out of what is remembered; False if that is not enough or not true any more."""
         situations, stepping, states = Situations(optimizer), [], []
-        for index, g, _, parameter, grad, slot in self._walk(optimizer):
+        for index, g, _, parameter, slot in walk(optimizer.param_groups, self._memory.rows):
+            if (grad := parameter.grad) is None:
+                continue
             remembered = self._memory.recall(index)
             if remembered is None or grad.layout is not torch.strided:
                 return False
@@ -169,7 +161,9 @@ class Plan:
     def _look(self, optimizer: "BlockwiseOptimizer") -> None:
         """Makes the calls. What is wrong with any parameter is an error while no state has been made or converted."""
         situations, stepping = Situations(optimizer), []
-        for index, g, i, parameter, grad, slot in self._walk(optimizer):
+        for index, g, i, parameter, slot in walk(optimizer.param_groups, self._memory.rows):
+            if (grad := parameter.grad) is None:
+                continue
             config, _ = situations.config(g, slot)
             check_grad(optimizer, parameter, grad, config, g, i)
             facts = facts_of(config, parameter)

@@ -1,6 +1,6 @@
 """The places of an optimizer's parameter groups, and which overrides hold in each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,6 +163,15 @@ class Place:
     """The states that the configuration needs, and whether each has a sign."""
     bits: int
     """Of each element of state, 8 or 32."""
+
+
+def walk(groups: Sequence[Group], rows: Sequence[Sequence[Slot]]) -> Iterator[tuple[int, int, int, Tensor, Slot]]:
+    """Every place of an optimizer: index among all, group, position in it, the parameter there and its slot."""
+    index = 0
+    for g, (group, slots) in enumerate(zip(groups, rows, strict=True)):
+        for i, (parameter, slot) in enumerate(zip(group["params"], slots, strict=True)):
+            yield index, g, i, parameter, slot
+            index += 1
 
 
 def _what_counts(groups: Sequence[Group]) -> list[tuple]:
