@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accelerate_bnb import settings
+from accelerate_bnb import settings, words
 from torch_bnb import OverrideSpec, check_overrides, param_groups
 from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager, by_name
 
@@ -134,16 +134,16 @@ class BnbOptimizerPlugin:
     def register(self, model: nn.Module) -> None:
         """Makes a model known to the `GlobalOptimManager`, with what its modules declare and what `overrides` say.
 
+        What other plugins' overrides said of it is taken back, but for those that have made an optimizer that trains it
+        beside this one's: as long as it lives, and no optimizer is made later for a parameter that it has.
+
         Args:
-            model: While it is still on the CPU, or wherever it is.
+            model: While it is still on the CPU, or wherever it is; in a wrapper of Accelerate's or not.
 
         Raises:
             OverrideError: A hint names an unknown option or no parameter.
         """
-        manager = GlobalOptimManager.get_instance()
-        manager.register_parameters(model, self.embeddings_32bit)
-        if self.overrides:
-            manager.say_named(model, self.overrides, self.strict, source="BnbOptimizerPlugin")
+        words.say(self, model, only=True)
 
     def create_optimizer(
         self,
@@ -173,18 +173,21 @@ class BnbOptimizerPlugin:
             raise TypeError(
                 f"create_optimizer: expected an nn.Module, got {type(model).__name__}; parameters come after the model"
             )
-        self.register(model)
         options = {**self.optimizer_options(), **options}
         if as_groups and params is not None:
             raise ValueError("as_groups makes the groups itself: leave params out, or say hints in your groups")
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        chosen = trainable if params is None else words.reusable(params)
+        words.retire(chosen)
+        self.register(model)
         if params is None:
-            trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
             for said in GlobalOptimManager.get_instance().idle_patterns(model, trainable):
                 warnings.warn(said, stacklevel=2)
-            params = trainable
         if as_groups:
-            params = param_groups(model, lr=options.get("lr"), embeddings_32bit=self.embeddings_32bit)
-        return self.optimizer_class(params, **options)
+            chosen = param_groups(model, lr=options.get("lr"), embeddings_32bit=self.embeddings_32bit)
+        optimizer = self.optimizer_class(chosen, **options)
+        words.remember(optimizer, self, model)
+        return optimizer
 
 
 def checked(plugin: Any) -> BnbOptimizerPlugin | None:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
-from accelerate_bnb import settings
+from accelerate_bnb import settings, words
 from accelerate_bnb.engines import Engine, engine_of
 from accelerate_bnb.fsdp1 import make_loadable
 from accelerate_bnb.placeholder import BnbDummyOptim
@@ -69,18 +69,18 @@ def _prepare(
     device_placement: Sequence[bool] | None,
 ) -> Any:
     """`prepare`, where `framework` is what it stands before."""
-    asked = bool(settings.from_environment()) or checked(plugin) not in (None, BnbOptimizerPlugin())
-    plugin = checked(plugin) or BnbOptimizerPlugin()
+    given = checked(plugin) is not None
+    plugin = plugin or BnbOptimizerPlugin()
+    asked = bool(settings.from_environment()) or plugin != BnbOptimizerPlugin()
     if any(isinstance(item, BnbOptimizerPlugin) for item in objects):
         raise TypeError("prepare: a plugin is no object to prepare; give it as prepare(..., plugin=plugin)")
     models = [item for item in objects if isinstance(item, nn.Module)]
     concerned = any(isinstance(item, (BlockwiseOptimizer, BnbDummyOptim)) for item in objects)
     if concerned and not models:
         models = list(accelerator._models)
-    for model in models:
-        plugin.register(model)
+    held = [getattr(item, "optimizer", item) for item in objects if isinstance(item, Optimizer)]
+    _register(models, held, plugin, given)
     if not concerned:
-        held = [getattr(item, "optimizer", item) for item in objects if isinstance(item, Optimizer)]
         others = [type(item).__name__ for item in held if not isinstance(item, BlockwiseOptimizer)]
         if others and asked:
             warnings.warn(
@@ -124,6 +124,19 @@ def _prepare(
         for optimizer in mine:
             make_loadable(optimizer.optimizer)
     return tuple(made) if len(made) > 1 else made[0]
+
+
+def _register(
+    models: Sequence[nn.Module], optimizers: Sequence[Optimizer], plugin: BnbOptimizerPlugin, given: bool
+) -> None:
+    """Says of the models what the plugin says; if the user gave none, those that made the optimizers have spoken."""
+    if given:
+        words.retire([optimizer.param_groups for optimizer in optimizers if words.maker(optimizer) is None])
+    for model in models:
+        if given or not words.speakers(model):
+            words.say(plugin, model, only=given)
+        else:
+            GlobalOptimManager.get_instance().register_parameters(model)
 
 
 def _prepared(
@@ -193,4 +206,5 @@ class BnbAccelerator(Accelerator):
 
     @override
     def prepare(self, *args: Any, device_placement: Any = None) -> Any:
-        return prepare(self, *args, plugin=self.bnb_plugin, device_placement=device_placement)
+        given = None if self.bnb_plugin == BnbOptimizerPlugin() else self.bnb_plugin  # the environment speaks anyway
+        return prepare(self, *args, plugin=given, device_placement=device_placement)

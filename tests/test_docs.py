@@ -61,7 +61,7 @@ def test_the_readmes_snippets_run():
         ("checkpoints.md", 7),
         ("rounding.md", 1),
         ("lightning.md", 5),
-        ("accelerate.md", 6),
+        ("accelerate.md", 7),
         ("migrate.md", 5),
     ],
 )
