@@ -1,7 +1,8 @@
 """`prepare`: Accelerate's own, with placeholders made real before and the result verified after."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,9 +91,35 @@ def _prepare(
             )
         return framework(*objects, device_placement=device_placement)
     engine = engine_of(accelerator)
+    placement = [None] * len(objects) if device_placement is None else list(device_placement)
+    with _taken_out_if_it_fails(accelerator):
+        made = _made_and_checked(engine, framework, objects, models, plugin, placement)
+    return tuple(made) if len(made) > 1 else made[0]
 
+
+@contextmanager
+def _taken_out_if_it_fails(accelerator: Accelerator) -> Iterator[None]:
+    """Leaves nothing of a `prepare` that fails in the accelerator, whose checkpoints count what they hold."""
+    lists = [accelerator._models, accelerator._optimizers, accelerator._schedulers, accelerator._dataloaders]
+    before = [list(held) for held in lists]
+    try:
+        yield
+    except BaseException:
+        for held, earlier in zip(lists, before, strict=True):
+            held[:] = earlier
+        raise
+
+
+def _made_and_checked(
+    engine: Engine,
+    framework: Callable[..., Any],
+    objects: Sequence[Any],
+    models: Sequence[nn.Module],
+    plugin: BnbOptimizerPlugin,
+    placement: Sequence[Any],
+) -> list[Any]:
+    """The objects prepared, with optimizers in place of placeholders, which train the models as hints say."""
     made = list(objects)
-    placement = [None] * len(made) if device_placement is None else list(device_placement)
     if engine is Engine.FSDP1:  # the parameters change with the model: an optimizer is built from what they become
         made = _prepared(framework, made, placement, lambda item: isinstance(item, nn.Module))
     become = {id(old): new for old, new in zip(objects, made, strict=True)}
@@ -123,7 +150,7 @@ def _prepare(
     if engine is Engine.FSDP1:
         for optimizer in mine:
             make_loadable(optimizer.optimizer)
-    return tuple(made) if len(made) > 1 else made[0]
+    return made
 
 
 def _register(

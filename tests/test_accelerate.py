@@ -176,6 +176,22 @@ def test_a_parameter_that_would_not_train_is_an_error_in_prepare():
         prepare(Accelerator(cpu=True), model, bnb.optim.AdamW8bit([model.body.weight]))
 
 
+def test_a_prepare_that_fails_leaves_nothing_in_the_accelerator(tmp_path):
+    accelerator, model, loader = Accelerator(cpu=True), Model(), data()
+    kept = prepare(accelerator, torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
+    partial = bnb.optim.AdamW8bit([model.body.weight])
+    with pytest.raises(bnb.VerificationError, match="AdamW8bit lacks"):
+        prepare(accelerator, model, partial, loader, LambdaLR(partial, lambda step: 1.0))
+    assert accelerator._optimizers == [kept]
+    assert not (accelerator._models or accelerator._schedulers or accelerator._dataloaders)
+    whole = bnb.optim.AdamW8bit(model.parameters())
+    model, optimizer, loader = prepare(accelerator, model, whole, loader)
+    assert accelerator._models == [model] and accelerator._optimizers == [kept, optimizer]
+    train(accelerator, model, optimizer, loader)
+    accelerator.save_state(tmp_path)
+    assert len(torch.load(tmp_path / "optimizer_1.bin")["state"]) == 5
+
+
 def test_a_scheduler_waits_for_the_real_optimizer():
     accelerator, placeholder = Accelerator(cpu=True), BnbDummyOptim(lr=1e-2)
     halve = DummyScheduler(placeholder, lr_scheduler_callable=lambda optimizer: LambdaLR(optimizer, lambda s: 0.5**s))
