@@ -92,7 +92,7 @@ class BnbOptimizerPlugin:
         if self.config_file is None:
             self.config_file = environment.get("config_file")
         in_file = settings.from_file(self.config_file) if self.config_file is not None else {}
-        defaults = {"optimizer": "adamw", "paged": False, "strict": True}
+        defaults = {"paged": False, "strict": True}
         for known in fields(self):
             for source in (environment, in_file, defaults):
                 if getattr(self, known.name) is None:
@@ -112,19 +112,22 @@ class BnbOptimizerPlugin:
     @property
     def optimizer_class(self) -> type[BlockwiseOptimizer]:
         """The class that `optimizer` and `paged` mean."""
-        given = self.optimizer
+        given = "adamw" if self.optimizer is None else self.optimizer
         if isinstance(given, type) and not issubclass(given, BlockwiseOptimizer):
             raise ValueError(f"optimizer={given!r}: expected a name, or a class of torch_bnb.optim")
         cls = given if isinstance(given, type) else by_name(given)
         return by_name(f"Paged{cls.__name__}") if self.paged and not cls.__name__.startswith("Paged") else cls
 
+    def given_options(self) -> dict[str, Any]:
+        """The options of the optimizer that were given, in code, in the environment or in a file."""
+        names = ("lr", "betas", "weight_decay", "optim_bits", "min_8bit_size")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
     def optimizer_options(self) -> dict[str, Any]:
         """What the class gets beside the parameters: the options that were given, and 8 bits unless its name fixes
         them.
         """
-        names = ("lr", "betas", "weight_decay", "optim_bits", "min_8bit_size")
-        options = {name: value for name in names if (value := getattr(self, name)) is not None}
-        cls = self.optimizer_class
+        options, cls = self.given_options(), self.optimizer_class
         if not cls.__name__.endswith(("8bit", "32bit")):
             options.setdefault("optim_bits", 8)
         if lacking := [name for name in options if name not in cls.__signature__.parameters]:

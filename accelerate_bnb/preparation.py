@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils.deepspeed import DummyScheduler  # importable without DeepSpeed there
 from torch import nn
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
-from accelerate_bnb import settings, words
+from accelerate_bnb import settings, unheeded, words
 from accelerate_bnb.engines import Engine, engine_of
 from accelerate_bnb.fsdp1 import make_loadable
 from accelerate_bnb.placeholder import BnbDummyOptim
@@ -84,13 +84,14 @@ def _prepare(
     if not concerned:
         others = [type(item).__name__ for item in held if not isinstance(item, BlockwiseOptimizer)]
         if others and asked:
-            warnings.warn(
-                f"prepare: {others[0]} is none of torch_bnb and trains as it is, not what the plugin says; build it "
-                "with plugin.create_optimizer(model), or give a BnbDummyOptim() in its place",
-                stacklevel=3,
-            )
+            _warn(unheeded.of_another_library(others[0]), stacklevel=4)
         return framework(*objects, device_placement=device_placement)
     engine = engine_of(accelerator)
+    makers = [(item, words.maker(item)) for item in objects if isinstance(item, BlockwiseOptimizer)]
+    beside = any(maker == plugin for _, maker in makers)  # then those of other plugins are meant to be others
+    for optimizer, maker in makers:
+        if maker is None or (given and not beside):
+            _warn(unheeded.as_built(optimizer, plugin), stacklevel=4)
     placement = [None] * len(objects) if device_placement is None else list(device_placement)
     with _taken_out_if_it_fails(accelerator):
         made = _made_and_checked(engine, framework, objects, models, plugin, placement)
@@ -132,6 +133,7 @@ def _made_and_checked(
     for optimizer in (item for item in made if isinstance(item, BlockwiseOptimizer)):
         before += manager.explain(optimizer)
         logger.info(report(optimizer).headline)
+        _warn(unheeded.full_precision(optimizer, plugin), stacklevel=5)
     waits = (lambda item: not isinstance(item, nn.Module)) if engine is Engine.FSDP1 else (lambda item: True)
     made = _prepared(framework, made, placement, waits)
 
@@ -151,6 +153,12 @@ def _made_and_checked(
         for optimizer in mine:
             make_loadable(optimizer.optimizer)
     return made
+
+
+def _warn(said: str | None, stacklevel: int) -> None:
+    """Warns in one of the processes."""
+    if said is not None and PartialState().is_main_process:
+        warnings.warn(said, stacklevel=stacklevel)
 
 
 def _register(
@@ -234,4 +242,4 @@ class BnbAccelerator(Accelerator):
     @override
     def prepare(self, *args: Any, device_placement: Any = None) -> Any:
         given = None if self.bnb_plugin == BnbOptimizerPlugin() else self.bnb_plugin  # the environment speaks anyway
-        return prepare(self, *args, plugin=given, device_placement=device_placement)
+        return _prepare(self, super().prepare, args, given, device_placement)
