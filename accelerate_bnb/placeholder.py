@@ -1,16 +1,18 @@
 """A placeholder for an optimizer that is made in `prepare`, when it is known how the model will be trained."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
+from torch.optim.optimizer import Optimizer
 
 
-class BnbDummyOptim:
+class BnbDummyOptim(Optimizer):
     """Stands for the optimizer until `prepare` makes it, as Accelerate's `DummyOptim` does for DeepSpeed's.
 
     A scheduler that needs it is a `DummyScheduler` of `accelerate.utils.deepspeed` with `lr_scheduler_callable`, which
-    is called with the real optimizer.
+    is called with the real optimizer. It is an `Optimizer` by class only, so that an Accelerator which does not know it
+    takes it for one and is told; whatever else is asked of it raises RuntimeError.
 
     Args:
         params (`nn.Module` or `Iterable`, *optional*):
@@ -35,8 +37,14 @@ class BnbDummyOptim:
         self.params = None if is_model or params is None else list(params)
         self.options = options
 
-    def step(self, closure: Any = None) -> None:
-        """Raises RuntimeError: it was not prepared."""
-        raise RuntimeError("BnbDummyOptim is a placeholder: accelerate_bnb.prepare(...) returns the real optimizer")
+    def __repr__(self) -> str:
+        return f"BnbDummyOptim({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
-    zero_grad = step
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(
+            "BnbDummyOptim is a placeholder: accelerate_bnb.prepare(accelerator, ...) or BnbAccelerator.prepare(...) "
+            "returns the real optimizer; other methods of an Accelerator cannot make it"
+        )
+
+    step = zero_grad = state_dict = load_state_dict = add_param_group = _refuse
+    param_groups = state = defaults = property(_refuse)

@@ -79,7 +79,8 @@ def _prepare(
     concerned = any(isinstance(item, (BlockwiseOptimizer, BnbDummyOptim)) for item in objects)
     if concerned and not models:
         models = list(accelerator._models)
-    held = [getattr(item, "optimizer", item) for item in objects if isinstance(item, Optimizer)]
+    optimizers = [item for item in objects if isinstance(item, Optimizer) and not isinstance(item, BnbDummyOptim)]
+    held = [getattr(item, "optimizer", item) for item in optimizers]
     _register(models, held, plugin, given)
     if not concerned:
         others = [type(item).__name__ for item in held if not isinstance(item, BlockwiseOptimizer)]

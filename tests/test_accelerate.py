@@ -202,11 +202,22 @@ def test_a_scheduler_waits_for_the_real_optimizer():
         prepare(accelerator, Model(), placeholder, DummyScheduler(placeholder))
 
 
-def test_a_placeholder_that_was_not_prepared_says_so():
-    _, placeholder = Accelerator(cpu=True).prepare(Model(), BnbDummyOptim())
-    for use in (placeholder.step, placeholder.zero_grad):
-        with pytest.raises(RuntimeError, match="returns the real optimizer"):
+@pytest.mark.parametrize("make", [Accelerator, BnbAccelerator])
+def test_what_cannot_make_the_optimizer_of_a_placeholder_is_told_at_once(make):
+    accelerator, placeholder = make(cpu=True), BnbDummyOptim(lr=0.1)
+    uses = [
+        lambda: accelerator.prepare_optimizer(placeholder),
+        lambda: Accelerator.prepare(accelerator, Model(), placeholder),
+        lambda: LambdaLR(placeholder, lambda step: 1.0),
+        lambda: placeholder.zero_grad(set_to_none=True),
+        placeholder.step,
+    ]
+    for use in uses:
+        with pytest.raises(
+            RuntimeError, match=r"prepare\(accelerator, \.\.\.\) or BnbAccelerator\.prepare\(\.\.\.\) returns"
+        ):
             use()
+    assert repr(placeholder) == "BnbDummyOptim(lr=0.1)"
 
 
 def test_the_wrapper_pickles():
