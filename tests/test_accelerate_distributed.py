@@ -210,6 +210,24 @@ def test_processes_under_ddp_that_disagree_are_told_by_prepare(tmp_path):
         assert "the processes disagree about head.weight: optim_bits=8 and optim_bits=32" in said
 
 
+def disagreeing_later(rank):
+    accelerator = start(rank, 2)
+    model, optimizer, _ = prepared(accelerator)
+    head = accelerator.unwrap_model(model).head.weight
+    if rank:
+        bnb.optim.GlobalOptimManager.get_instance().override_config(head, "lr", 0.5)
+    train(accelerator, model, optimizer, None, range(1))
+    try:
+        bnb.check_agreement(optimizer.optimizer, [torch.distributed.group.WORLD])
+    except ValueError as error:
+        return head.detach().clone(), str(error)
+
+
+def test_a_late_hint_in_one_process_is_told_only_by_who_asks(tmp_path):
+    (here, said), (there, _) = processes.run(disagreeing_later, 2, tmp_path)
+    assert not torch.equal(here, there) and "the processes disagree about head.weight: lr=0.01 and lr=0.5" in said
+
+
 def fsdp1(rank):
     from accelerate_bnb import BnbDummyOptim, BnbOptimizerPlugin, prepare
 
