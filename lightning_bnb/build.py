@@ -55,8 +55,8 @@ def register(
     manager.say_named(module, overrides or {}, strict, SOURCE, only=True)
 
 
-def replaced(configured: Any, optim_bits: int) -> Any:
-    """What ``configure_optimizers`` returned, with 8-bit twins in it.
+def replaced(configured: Any, optim_bits: int) -> tuple[Any, Callable[[], None]]:
+    """What ``configure_optimizers`` returned, with 8-bit twins in it, and what gives the originals their place back.
 
     Raises:
         MisconfigurationException: An optimizer uses an option that its twin lacks.

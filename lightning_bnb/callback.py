@@ -1,6 +1,7 @@
 """The callback that puts a LightningModule's optimizer state into 8 bits."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -84,7 +85,7 @@ class EightBitOptimizer(pl.Callback):
         self.embeddings_32bit = embeddings_32bit
         self.strict = strict
         self.summary = summary
-        self._restore: Callable[[], None] | None = None
+        self._restoring = ExitStack()
         self._optimizers: list[Optimizer] = []
         self._choices: resume.Choices = {}
         self._saved_choices: resume.Choices = {}
@@ -100,11 +101,11 @@ class EightBitOptimizer(pl.Callback):
         def around(module: "pl.LightningModule", original: Callable[[], Any]) -> Any:
             return self._configure(trainer, module, original)
 
-        self._restore = build.wrap_configure_optimizers(pl_module, around)
+        self._restoring.callback(build.wrap_configure_optimizers(pl_module, around))
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        """Gives the module its own ``configure_optimizers`` back."""
+        """Gives the module its own ``configure_optimizers`` back, and the optimizers that it keeps their place."""
         self.state_dict()  # what held in this fit, for a checkpoint that is written after it
         self._restore_module()
 
@@ -181,7 +182,8 @@ class EightBitOptimizer(pl.Callback):
             else:
                 configured = original()
             if self.replace_torch_optimizers:
-                configured = build.replaced(configured, self.optim_bits)
+                configured, give_back = build.replaced(configured, self.optim_bits)
+                self._restoring.callback(give_back)
             optimizers = optimizers_in(configured)
             for optimizer in optimizers:
                 # Looks all hints up, so that what is wrong with them comes now.
@@ -194,6 +196,5 @@ class EightBitOptimizer(pl.Callback):
         return configured
 
     def _restore_module(self) -> None:
-        if self._restore is not None:
-            self._restore()
-        self._restore, self._optimizers = None, []
+        self._restoring.close()
+        self._optimizers = []

@@ -171,7 +171,8 @@ def declared_optimizer(module: Any, optim_bits: int) -> Optimizer:
     if issubclass(module.optimizer_class, optim.BlockwiseOptimizer):
         return module.optimizer_class(trainable, **options)
     bits = options.pop("optim_bits", optim_bits)
-    return build.replaced(module.optimizer_class(trainable, **options), bits)
+    optimizer, _ = build.replaced(module.optimizer_class(trainable, **options), bits)
+    return optimizer
 
 
 def _check_class(optimizer_class: Any) -> None:

@@ -2,16 +2,17 @@
 
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from lightning_bnb.twins import make_twin
+from lightning_bnb.standins import stand_in, twin_of
 
 
-def replace_optimizers(configured: Any, optim_bits: int) -> Any:
+def replace_optimizers(configured: Any, optim_bits: int) -> tuple[Any, Callable[[], None]]:
     """The same nest of lists, tuples and dicts with every optimizer that has a twin replaced by it.
 
     Schedulers are bound to the twins, however deep they are nested in one another.
@@ -20,30 +21,26 @@ def replace_optimizers(configured: Any, optim_bits: int) -> Any:
         configured: What ``configure_optimizers`` returned, in any of its forms.
         optim_bits: Bits per element of the twins' state, 8 or 32.
 
+    Returns:
+        The nest, and what gives optimizers and schedulers that others hold back to each other.
+
     Raises:
         ValueError: An optimizer uses an option that its twin does not have (``amsgrad=True``).
     """
-    twins: dict[Optimizer, Optimizer] = {}
-
-    def walk(item: Any) -> Any:
-        if isinstance(item, Optimizer):
-            if item not in twins:
-                twins[item] = make_twin(item, optim_bits) or item
-            return twins[item]
-        if isinstance(item, dict):
-            return {key: walk(value) for key, value in item.items()}
-        if isinstance(item, (list, tuple)):
-            walked = map(walk, item)
-            return type(item)(*walked) if hasattr(item, "_fields") else type(item)(walked)
-        return item
-
-    replaced = walk(configured)
+    twins = {
+        optimizer: twin
+        for optimizer in dict.fromkeys(optimizers_in(configured))
+        if (twin := twin_of(optimizer, optim_bits)) is not None
+    }
+    replaced, undo = _exchanged(configured, twins), ExitStack()
     for scheduler in _schedulers(replaced, set()):
-        twin = twins.get(scheduler.optimizer)
-        if twin not in (None, scheduler.optimizer):
-            scheduler.optimizer = twin
-            _track_steps(twin)
-    return replaced
+        if scheduler.optimizer in twins:
+            undo.callback(_bind_back, scheduler, weakref.ref(scheduler.optimizer))
+            scheduler.optimizer = twins[scheduler.optimizer]
+            _track_steps(scheduler.optimizer)
+    for optimizer, twin in twins.items():
+        undo.callback(stand_in(twin, optimizer))
+    return replaced, undo.close
 
 
 def optimizers_in(configured: Any) -> list[Optimizer]:
@@ -54,6 +51,17 @@ def optimizers_in(configured: Any) -> list[Optimizer]:
         configured = list(configured.values())
     nested = configured if isinstance(configured, (list, tuple)) else []
     return [found for item in nested for found in optimizers_in(item)]
+
+
+def _exchanged(item: Any, twins: dict[Optimizer, Optimizer]) -> Any:
+    if isinstance(item, Optimizer):
+        return twins.get(item, item)
+    if isinstance(item, dict):
+        return {key: _exchanged(value, twins) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        exchanged = [_exchanged(value, twins) for value in item]
+        return type(item)(*exchanged) if hasattr(item, "_fields") else type(item)(exchanged)
+    return item
 
 
 def _schedulers(item: Any, seen: set[int]) -> Iterator[Any]:
@@ -73,6 +81,11 @@ def _schedulers(item: Any, seen: set[int]) -> Iterator[Any]:
         return
     for held in inner:
         yield from _schedulers(held, seen)
+
+
+def _bind_back(scheduler: Any, optimizer: "weakref.ref[Optimizer]") -> None:
+    if (kept := optimizer()) is not None:  # else the twin is the only one that a step of the schedule can reach
+        scheduler.optimizer = kept
 
 
 def _track_steps(optimizer: Optimizer) -> None:

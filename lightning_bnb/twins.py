@@ -56,6 +56,7 @@ def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
     takes = inspect.signature(cls).parameters
     defaults = {**optimizer.defaults, **options}
     for group in optimizer.param_groups:
+        _settle_bits(group)
         for key, value in group.items():
             lacking = key in optimizer.defaults and key not in takes and key != "decoupled_weight_decay"
             if lacking and value:
@@ -71,6 +72,22 @@ def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
     if saved:
         new.load_state_dict(saved)
     return new
+
+
+def ask_for_bits(twin: Optimizer, optim_bits: int) -> None:
+    """Lets a twin keep its state in 8 or 32 bits from now on, but for groups that say it themselves."""
+    twin.defaults["optim_bits"] = optim_bits
+    for group in twin.param_groups:
+        if not group.get("explicit_bits"):
+            group["optim_bits"] = optim_bits
+
+
+def _settle_bits(group: dict[str, Any]) -> None:
+    """Tells what a user has said in a group of an optimizer from what an earlier twin has filled in."""
+    if "base_lr" not in group and "optim_bits" in group:
+        group["explicit_bits"] = True
+    elif not group.get("explicit_bits"):
+        group.pop("optim_bits", None)
 
 
 def _twin_of_torchs(optimizer: Optimizer) -> type[Optimizer]:
@@ -97,12 +114,14 @@ def _bitsandbytes_twin(optimizer: Optimizer) -> tuple[type[Optimizer], dict[str,
     if rule == "Adam" and any(group["weight_decay"] for group in optimizer.param_groups):
         rule = "AdamW"  # its Adam takes the decay apart from the gradient
     options = {key: getattr(optimizer.args, key) for key in _STORAGE if hasattr(optimizer.args, key)}
-    for config in [optimizer.defaults, *optimizer.param_groups]:
+    if rule in _IN_BETAS:
+        options[_IN_BETAS[rule]] = optimizer.defaults["betas"][0]
+    for group in optimizer.param_groups:
         if rule in _IN_BETAS:
-            config[_IN_BETAS[rule]] = config.pop("betas")[0]
+            group[_IN_BETAS[rule]] = group.pop("betas")[0]
         unused = ("alpha", "t_alpha", "t_beta3", "betas", "eps")
         for key in [key for key in unused if key not in inspect.signature(getattr(optim, rule)).parameters]:
-            config.pop(key, None)
+            group.pop(key, None)
     _carry_hints(optimizer)
     return getattr(optim, f"{name[1] or ''}{rule}"), options
 
