@@ -115,6 +115,15 @@ def warn_of_idle_patterns(module: "pl.LightningModule", optimizers: Sequence[Opt
         rank_zero_warn(said)
 
 
+def warn_of_unused_configuration(module: "pl.LightningModule") -> None:
+    """Warns that the module's own is not called; whether it has a schedule, only a call would tell."""
+    rank_zero_warn(
+        f"EightBitOptimizer(optimizer=...) stands in place of {type(module).__name__}.configure_optimizers: its "
+        "optimizers and schedulers are not used. To keep a schedule leave optimizer= out; what the module returns is "
+        "replaced"
+    )
+
+
 def wrap_configure_optimizers(
     module: "pl.LightningModule", around: Callable[["pl.LightningModule", Callable[[], Any]], Any]
 ) -> Callable[[], None]:

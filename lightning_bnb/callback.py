@@ -28,7 +28,8 @@ class EightBitOptimizer(pl.Callback):
 
     Args:
         optimizer: Makes the optimizer from the trainable parameters, for example
-            ``functools.partial(torch_bnb.optim.AdamW8bit, lr=1e-3)``. ``None`` asks the module.
+            ``functools.partial(torch_bnb.optim.AdamW8bit, lr=1e-3)``. ``None`` asks the module; otherwise its own
+            ``configure_optimizers`` is not called, so that its schedules are not used, which a warning says.
         overrides: What single parameters get instead of their group's options: from a name, a glob
             (``"*.embed*.weight"``) or an expression (``"re:..."``) to options; in Python a module type may stand for
             the name. Stronger than what modules declare, weaker than ``GlobalOptimManager.override_config``. They hold
@@ -177,6 +178,8 @@ class EightBitOptimizer(pl.Callback):
             if self.optimizer is not None:
                 trainable = (parameter for parameter in module.parameters() if parameter.requires_grad)
                 configured = self.optimizer(trainable)
+                if not mixin.configures(original):
+                    build.warn_of_unused_configuration(module)
             elif mixin.configures(original):
                 configured = mixin.declared_optimizer(module, self.optim_bits)
             else:

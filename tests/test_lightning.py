@@ -71,10 +71,16 @@ def test_parameters_are_registered_at_setup_while_on_the_cpu(manager):
     assert seen == [[("embed.weight", "cpu"), ("head.weight", "cpu"), ("head.bias", "cpu")]]
 
 
-def test_a_factory_takes_precedence_over_the_module():
-    module = Model()
-    trainer = fit(module, EightBitOptimizer(optimizer=partial(bnb.optim.Lion8bit, lr=1e-4)))
-    assert type(trainer.optimizers[0]) is bnb.optim.Lion8bit
+def test_a_factory_takes_precedence_over_the_module_and_says_that_it_takes_its_schedule():
+    class Scheduled(Model):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+    callback = EightBitOptimizer(optimizer=partial(bnb.optim.Lion8bit, lr=1e-4))
+    with pytest.warns(UserWarning, match=r"in place of Scheduled.configure_optimizers: .* schedulers are not used"):
+        trainer = fit(Scheduled(), callback)
+    assert type(trainer.optimizers[0]) is bnb.optim.Lion8bit and not trainer.lr_scheduler_configs
 
 
 def test_parameters_made_in_configure_model_are_found():

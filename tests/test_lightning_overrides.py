@@ -473,8 +473,8 @@ def test_the_callback_configures_the_mixin():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="EightBitOptimizer")  # 32 is what was asked for
         trainer = fit(module, EightBitOptimizer(optim_bits=32))
-    assert trainer.optimizers[0].param_groups[0]["optim_bits"] == 32
-    trainer = fit(module, EightBitOptimizer(optimizer=partial(bnb.optim.SGD8bit, lr=0.1, momentum=0.5)))
+        assert trainer.optimizers[0].param_groups[0]["optim_bits"] == 32
+        trainer = fit(module, EightBitOptimizer(optimizer=partial(bnb.optim.SGD8bit, lr=0.1, momentum=0.5)))
     assert type(trainer.optimizers[0]) is bnb.optim.SGD8bit
 
 
