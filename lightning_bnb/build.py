@@ -10,6 +10,7 @@ from types import MethodType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
@@ -69,6 +70,13 @@ def replaced(configured: Any, optim_bits: int) -> tuple[Any, Callable[[], None]]
         raise MisconfigurationException(f"EightBitOptimizer: {error}") from error
 
 
+def heeding(optimizer: Optimizer) -> list[BlockwiseOptimizer]:
+    """The optimizers that heed hints: this one, or what it wraps (ZeroRedundancyOptimizer, SAM) as an attribute."""
+    if isinstance(optimizer, BlockwiseOptimizer):
+        return [optimizer]
+    return [held for held in vars(optimizer).values() if isinstance(held, BlockwiseOptimizer)]
+
+
 def warn_of_full_precision(optimizer: Optimizer, replace: bool = True, optim_bits: int = 8) -> None:
     """Warns of an optimizer none of whose state is in 8 bits.
 
@@ -77,30 +85,40 @@ def warn_of_full_precision(optimizer: Optimizer, replace: bool = True, optim_bit
         replace: Whether it would have been replaced, had it a twin.
         optim_bits: What was asked for; none is said of 32.
     """
-    name = type(optimizer).__name__
-    if not isinstance(optimizer, BlockwiseOptimizer):
+    ours = heeding(optimizer)
+    if not ours:
         why = (
             f"has no 8-bit twin ({', '.join(REPLACED)} have)"
             if replace
             else "is not replaced (replace_torch_optimizers=False)"
         )
         rank_zero_warn(
-            f"EightBitOptimizer: {name} {why} and stays as it is, its state at full precision; no hint holds for it"
+            f"EightBitOptimizer: {type(optimizer).__name__} {why} and stays as it is, its state at full precision; no "
+            "hint holds for it"
         )
-        return
-    memory = report(optimizer)
-    if optim_bits == 8 and not any(row.bits == 8 for row in memory.rows):
-        planned = memory.total.planned / 2**20
-        asked = any(group["optim_bits"] == 8 for group in optimizer.param_groups)
-        why = (
-            "trainable parameters are below min_8bit_size or kept at 32 bits by hints" if asked else "set optim_bits=8"
-        )
-        rank_zero_warn(f"EightBitOptimizer: all state of {name} stays in 32 bits, {planned:.2f} MiB; {why}")
+    for inner in ours if optim_bits == 8 else []:
+        memory = report(inner)
+        if not any(row.bits == 8 for row in memory.rows):
+            planned = memory.total.planned / 2**20
+            rank_zero_warn(
+                f"EightBitOptimizer: all state of {type(inner).__name__} stays in 32 bits, {planned:.2f} MiB; "
+                f"{_why_32_bits(inner)}"
+            )
+
+
+def _why_32_bits(optimizer: BlockwiseOptimizer) -> str:
+    if not any(group["optim_bits"] == 8 for group in optimizer.param_groups):
+        return "set optim_bits=8"
+    double = {p.dtype == torch.float64 for group in optimizer.param_groups for p in group["params"]}
+    if double == {True}:
+        return "parameters in float64 keep 32-bit state"
+    also = "in float64, " if True in double else ""
+    return f"trainable parameters are {also}below min_8bit_size or kept at 32 bits by hints"
 
 
 def refuse_idle_overrides(optimizers: Sequence[Optimizer]) -> None:
     """Raises MisconfigurationException where hints were given and no optimizer heeds any."""
-    if optimizers and not any(isinstance(optimizer, BlockwiseOptimizer) for optimizer in optimizers):
+    if optimizers and not any(map(heeding, optimizers)):
         names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers))
         raise MisconfigurationException(
             f"EightBitOptimizer: overrides hold for optimizers of torch_bnb only, and here is {names}; "

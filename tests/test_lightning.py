@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from functools import partial
 
 import lightning.pytorch as pl
@@ -373,6 +374,36 @@ def test_overrides_that_no_optimizer_heeds_are_an_error_or_where_asked_a_warning
         fit(Other(), EightBitOptimizer(overrides=overrides, strict=False))
 
 
+class SharpnessAware(torch.optim.Optimizer):
+    """As many write it: a wrapper over the groups of an optimizer that it makes."""
+
+    def __init__(self, parameters, cls, **options):
+        super().__init__(parameters, options)
+        self.base_optimizer = cls(self.param_groups, **options)
+
+    def step(self, closure=None):
+        return self.base_optimizer.step(closure)
+
+
+def test_hints_hold_for_an_optimizer_of_ours_within_another():
+    class Wrapped(Bare):
+        cls = bnb.optim.AdamW8bit
+
+        def configure_optimizers(self):
+            return SharpnessAware(self.parameters(), self.cls, lr=1e-3)
+
+    class Forgot(Wrapped):
+        cls = bnb.optim.AdamW
+
+    module, callback = Wrapped(), EightBitOptimizer(overrides={"embed.weight": {"optim_bits": 8}})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="EightBitOptimizer")
+        (optimizer,) = fit(module, callback).optimizers
+    assert all("exp_avg_codes" in optimizer.base_optimizer.state[layer.weight] for layer in (module.embed, module.head))
+    with pytest.warns(UserWarning, match="all state of AdamW stays in 32 bits, .*; set optim_bits=8"):
+        fit(Forgot(), EightBitOptimizer())
+
+
 def test_state_that_stays_in_32_bits_is_a_warning():
     class Forgot(Bare):
         def configure_optimizers(self):
@@ -382,6 +413,8 @@ def test_state_that_stays_in_32_bits_is_a_warning():
         fit(Forgot(), EightBitOptimizer())
     with pytest.warns(UserWarning, match="AdamW8bit stays in 32 bits, .*; trainable parameters are below"):
         fit(Forgot(), EightBitOptimizer(partial(bnb.optim.AdamW8bit, min_8bit_size=10**6)))
+    with pytest.warns(UserWarning, match="all state of AdamW stays in 32 bits, .*; parameters in float64 keep 32-bit"):
+        fit(Model(), EightBitOptimizer(), precision="64-true")
 
 
 @pytest.mark.parametrize(
