@@ -85,7 +85,8 @@ def test_a_pattern_that_fits_frozen_parameters_only_is_a_warning():
         fit(module, EightBitOptimizer(overrides=patterns))
     idle = [str(one.message) for one in said if "which no optimizer has" in str(one.message)]
     assert idle == [
-        "EightBitOptimizer('embed.*') fits only embed.weight, which no optimizer has: frozen, or left out of it"
+        "EightBitOptimizer('embed.*') fits only embed.weight, which no optimizer has: frozen, or left out of it; it "
+        "will hold once one has been given them"
     ]
 
 
@@ -345,7 +346,8 @@ def test_finetuning_adds_a_group_whose_hints_hold(order, tmp_path, manager):
     module = seeded(OnlyTrainable)
     overrides = {"embed.weight": {"optim_bits": 8, "weight_decay": 0.5}}
     callbacks = [Unfreeze(), EightBitOptimizer(overrides=overrides)][::order]
-    trainer = fit(module, *callbacks, epochs=3)
+    with pytest.warns(UserWarning, match="fits only embed.weight, .* it will hold once one has been given them"):
+        trainer = fit(module, *callbacks, epochs=3)
     assert len(trainer.optimizers[0].param_groups) == 2
     assert bits(trainer, module.embed.weight) == 8
     assert trainer.optimizers[0].state[module.embed.weight]["step"] == 8

@@ -334,7 +334,10 @@ class GlobalOptimManager:
             if not any(trains for _, trains in found):
                 more = f" and {len(found) - 3} more" if len(found) > 3 else ""
                 some = ", ".join(name for name, _ in found[:3])
-                said.append(f"{source} fits only {some}{more}, which no optimizer has: frozen, or left out of it")
+                said.append(
+                    f"{source} fits only {some}{more}, which no optimizer has: frozen, or left out of it; it will hold "
+                    "once one has been given them"
+                )
         return said
 
     def parameter_names(self) -> dict[int, str]:
