@@ -135,7 +135,7 @@ def eight_bit_optimizer(
 
     def decorate(cls: ModuleClass) -> ModuleClass:
         if not (isinstance(cls, type) and issubclass(cls, pl.LightningModule)):
-            raise TypeError(f"eight_bit_optimizer(...) decorates a LightningModule class, got {cls!r}")
+            raise TypeError(f"eight_bit_optimizer(...) decorates a LightningModule class of {pl.__name__}, got {cls!r}")
         if cls.configure_optimizers is not pl.LightningModule.configure_optimizers:
             raise TypeError(
                 f"eight_bit_optimizer: {cls.__name__} has a configure_optimizers; the EightBitOptimizer callback puts "

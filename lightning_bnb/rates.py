@@ -3,9 +3,9 @@
 from collections import Counter
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import LearningRateMonitor
 from torch.optim.optimizer import Optimizer
 
+from lightning_bnb.either import is_a
 from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
 
 
@@ -19,7 +19,7 @@ def log_own_rates(trainer: "pl.Trainer", interval: str) -> None:
         trainer: With or without a monitor.
         interval: "step" or "epoch", which has just begun.
     """
-    monitor = next((callback for callback in trainer.callbacks if isinstance(callback, LearningRateMonitor)), None)
+    monitor = next((callback for callback in trainer.callbacks if is_a(callback, "LearningRateMonitor")), None)
     if monitor is None or monitor.logging_interval not in (None, interval):
         return
     if interval == "step" and not trainer._logger_connector.should_update_logs:

@@ -3,17 +3,18 @@
 from collections.abc import Iterable
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.optimizer import Optimizer
 
 import torch_bnb as bnb
+from lightning_bnb.either import is_a
 from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
 
 
 def sees_groups_only(strategy: Strategy) -> bool:
     """Whether it flattens parameters group by group, so that what is said of one parameter could not hold."""
-    return isinstance(strategy, DeepSpeedStrategy)
+    return is_a(strategy, "DeepSpeedStrategy")
 
 
 def prepare(strategy: Strategy, optimizers: Iterable[Optimizer]) -> None:
@@ -32,7 +33,7 @@ def prepare(strategy: Strategy, optimizers: Iterable[Optimizer]) -> None:
     for optimizer in optimizers:
         if not isinstance(optimizer, BlockwiseOptimizer):
             continue
-        if isinstance(strategy, FSDPStrategy):
+        if is_a(strategy, "FSDPStrategy"):
             optimizer.checkpoint_format = "portable"
         if sees_groups_only(strategy):
             _refuse_hints(strategy, optimizer)
@@ -50,7 +51,7 @@ def check_agreement(strategy: Strategy, optimizers: Iterable[Optimizer]) -> None
     Raises:
         MisconfigurationException: On every process: they disagree. The first difference is named.
     """
-    if not (isinstance(strategy, DDPStrategy) and strategy.world_size > 1):
+    if not (is_a(strategy, "DDPStrategy") and strategy.world_size > 1):
         return
     for optimizer in optimizers:
         if isinstance(optimizer, BlockwiseOptimizer):

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lit import Bare, Model, csv_columns, fit
+from lit import QUIET, Bare, Model, bits, csv_columns, data, fit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import torch_bnb as bnb
@@ -154,3 +154,27 @@ def test_names_are_those_of_the_monitor_also_for_two_optimizers_of_a_kind(tmp_pa
     columns = csv_columns(logger)
     assert columns["lr-Adam"] and columns["lr-Adam-1"]
     assert columns["lr-Adam/embed.weight"][0][1] == 0.25 and columns["lr-Adam-1/head.bias"][0][1] == 0.5
+
+
+def test_a_trainer_of_pytorch_lightning_does_the_same(tmp_path):
+    import pytorch_lightning
+
+    class Old(pytorch_lightning.LightningModule):
+        training_step, configure_optimizers = Model.training_step, Model.configure_optimizers
+
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = torch.nn.Embedding(100, 64), torch.nn.Linear(64, 100)
+
+    logger = pytorch_lightning.loggers.CSVLogger(tmp_path)
+    callbacks = [
+        EightBitOptimizer(overrides={"head.weight": {"lr": 0.5}}),
+        pytorch_lightning.callbacks.LearningRateMonitor(),
+    ]
+    options = {**QUIET, "logger": logger, "max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 2}
+    trainer = pytorch_lightning.Trainer(callbacks=callbacks, **options)
+    module = Old()
+    trainer.fit(module, data())
+    assert bits(trainer, module.head.weight) == 8
+    columns = csv_columns(logger)
+    assert columns["lr-AdamW/head.weight"] == [(step, 0.5) for step, _ in columns["lr-AdamW"]]

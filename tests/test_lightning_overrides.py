@@ -543,5 +543,7 @@ def test_a_wrong_hint_on_the_mixin_is_a_misconfiguration():
         fit(Mixed(overrides={"haed": {"lr": 0.1}}))
     with pytest.raises(TypeError, match="Model has a configure_optimizers"):
         eight_bit_optimizer()(Model)
-    with pytest.raises(TypeError, match=r"decorates a LightningModule class, got <class 'torch\.nn"):
+    with pytest.raises(
+        TypeError, match=r"decorates a LightningModule class of lightning.pytorch, got <class 'torch\.nn"
+    ):
         eight_bit_optimizer()(nn.Linear)

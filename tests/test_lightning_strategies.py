@@ -1,6 +1,7 @@
 """Strategies in real processes: trained, saved, resumed, and compared with a run that nothing interrupted."""
 
 import csv
+import importlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from types import SimpleNamespace
 import lit_run
 import pytest
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit import Bare, Model, fit, same_weights, seeded
 
@@ -186,17 +186,21 @@ def test_fsdp1(tmp_path):
 # Strategies that cannot run here: what the callback does about them ---------------------------------------------------
 
 
-def pretend(cls):
+both_packages = pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+
+
+def pretend(name, package="lightning.pytorch"):
     """A strategy of a class whose library or devices are not there."""
-    return object.__new__(cls)
+    return object.__new__(getattr(importlib.import_module(f"{package}.strategies"), name))
 
 
-def test_fsdp1_gets_the_state_in_its_portable_form():
+@both_packages
+def test_fsdp1_gets_the_state_in_its_portable_form(package):
     parameter = torch.nn.Parameter(torch.zeros(64, 64))
     ours, theirs = bnb.optim.AdamW8bit([parameter]), torch.optim.Adamax([parameter])
-    strategies.prepare(pretend(SingleDeviceStrategy), [ours])
+    strategies.prepare(pretend("SingleDeviceStrategy", package), [ours])
     assert getattr(ours, "checkpoint_format", "native") == "native"
-    strategies.prepare(pretend(FSDPStrategy), [ours, theirs])
+    strategies.prepare(pretend("FSDPStrategy", package), [ours, theirs])
     assert ours.checkpoint_format == "portable" and not hasattr(theirs, "checkpoint_format")
 
 
@@ -224,24 +228,26 @@ def configured(module, callback, strategy):
         callback.teardown(trainer, module, "fit")
 
 
-def test_deepspeed_refuses_hints_about_single_parameters_and_says_what_to_do(manager):
+@both_packages
+def test_deepspeed_refuses_hints_about_single_parameters_and_says_what_to_do(package, manager):
+    deepspeed = pretend("DeepSpeedStrategy", package)
     message = r"DeepSpeedStrategy flattens .* \(head.bias: \['lr'\]\)\. Give the optimizer bnb.param_groups"
     with pytest.raises(MisconfigurationException, match=message):
-        configured(Model(), EightBitOptimizer(overrides={"head.bias": {"lr": 0.1}}), pretend(DeepSpeedStrategy))
+        configured(Model(), EightBitOptimizer(overrides={"head.bias": {"lr": 0.1}}), deepspeed)
     with pytest.raises(MisconfigurationException, match=r"embed.weight: \['optim_bits'\]"):
-        configured(Model(), EightBitOptimizer(embeddings_32bit=True), pretend(DeepSpeedStrategy))
+        configured(Model(), EightBitOptimizer(embeddings_32bit=True), deepspeed)
     manager.initialize()
-    optimizer = configured(Model(), EightBitOptimizer(), pretend(DeepSpeedStrategy))
+    optimizer = configured(Model(), EightBitOptimizer(), deepspeed)
     assert all(row.bits == 8 for row in manager.explain(optimizer) if row.name.endswith("weight"))
 
 
 def test_deepspeed_takes_hints_as_groups(manager):
-    optimizer = configured(Groups(), EightBitOptimizer(), pretend(DeepSpeedStrategy))
+    optimizer = configured(Groups(), EightBitOptimizer(), pretend("DeepSpeedStrategy"))
     rows = manager.explain(optimizer)
     assert rows["head.weight"].bits == 32 and rows["head.weight"].lr == 0.5 and not rows["head.weight"].overrides
     # The callback's patterns stand in the groups too, because they are known before the groups are made.
     callback = EightBitOptimizer(overrides={"head.bias": {"lr": 0.25}})
-    rows = manager.explain(configured(Groups(), callback, pretend(DeepSpeedStrategy)))
+    rows = manager.explain(configured(Groups(), callback, pretend("DeepSpeedStrategy")))
     assert rows["head.bias"].lr == 0.25 and not rows["head.bias"].overrides
 
 
