@@ -60,7 +60,7 @@ def test_the_readmes_snippets_run():
         ("overrides.md", 13),
         ("checkpoints.md", 7),
         ("rounding.md", 1),
-        ("lightning.md", 5),
+        ("lightning.md", 6),
         ("accelerate.md", 7),
         ("migrate.md", 5),
     ],

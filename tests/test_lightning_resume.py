@@ -15,6 +15,7 @@ from lit import Model, bits, fit, same_weights, seeded
 
 import torch_bnb as bnb
 from lightning_bnb import EightBitOptimizer, optim_overrides
+from torch_bnb.cli import main
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*exists and is not empty"
@@ -100,6 +101,15 @@ def test_a_checkpoint_of_torchs_optimizer_goes_on_in_8_bits(tmp_path):
     trainer = fit(resumed, EightBitOptimizer(), epochs=3, ckpt_path=path)
     assert bits(trainer, resumed.head.weight) == 8
     assert trainer.optimizers[0].state[resumed.head.weight]["step"] == 12
+
+
+def test_the_way_back_to_torchs_optimizer_is_a_conversion(tmp_path):
+    path, plain = saved(tmp_path, EightBitOptimizer()), str(tmp_path / "plain.ckpt")
+    with pytest.raises(KeyError, match="exp_avg"):
+        fit(seeded(Hinted), epochs=3, ckpt_path=path)
+    main(["convert", path, plain, "--to", "torch", "--rule", "adamw"])
+    (optimizer,) = fit(seeded(Hinted), epochs=3, ckpt_path=plain).optimizers
+    assert type(optimizer) is torch.optim.AdamW and all(state["step"] == 12 for state in optimizer.state.values())
 
 
 def test_a_checkpoint_written_after_the_fit_knows_the_choices_too(tmp_path):
