@@ -17,6 +17,8 @@ _TWIN = "_eight_bit_twin"
 
 In a table of weak references a hook that leads from the twin to the optimizer would keep both for ever.
 """
+_IN_PLACE = "add_param_group"
+"""The method that an optimizer has from its twin as long as that stands in its place."""
 
 
 def twin_of(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
@@ -41,7 +43,7 @@ def twin_of(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
 def stand_in(twin: Optimizer, optimizer: Optimizer) -> Callable[[], None]:
     """Lets a twin train in an optimizer's place.
 
-    The optimizer's groups are then the twin's, whatever is loaded or added; its own step is an error.
+    The optimizer's groups are then the twin's, whatever is loaded or added, and its own step is an error.
 
     Returns:
         What gives the optimizer its place back. It keeps the twin.
@@ -52,20 +54,22 @@ def stand_in(twin: Optimizer, optimizer: Optimizer) -> Callable[[], None]:
         if (original := this()) is not None:
             original.param_groups = loaded.param_groups
 
-    if _before_own_step not in optimizer._optimizer_step_pre_hooks.values():
-        optimizer.register_step_pre_hook(_before_own_step)
-    vars(optimizer).update({_TWIN: twin, "add_param_group": twin.add_param_group})
+    guarded = _before_own_step in optimizer._optimizer_step_pre_hooks.values()
+    guard = None if guarded else optimizer.register_step_pre_hook(_before_own_step)
+    vars(optimizer).update({_TWIN: twin, _IN_PLACE: twin.add_param_group})
     following = twin.register_load_state_dict_post_hook(follow)
     follow(twin)
 
     def give_back() -> None:
         following.remove()
         if (original := this()) is not None:
-            vars(original).pop("add_param_group", None)
+            vars(original).pop(_IN_PLACE, None)
             original.param_groups = list(original.param_groups)
             for group in original.param_groups:
                 for key, value in original.defaults.items():  # a checkpoint's groups, or the twin's, may lack some
                     group.setdefault(key, value)
+        elif guard is not None:
+            guard.remove()  # from the twin, which has the same hooks
 
     return give_back
 
@@ -81,8 +85,7 @@ def _takes_up(twin: Optimizer, groups: list[dict[str, Any]]) -> bool:
 
 
 def _before_own_step(optimizer: Optimizer, *_: Any) -> None:
-    twin = vars(optimizer).get(_TWIN)
-    if twin is not None and twin.param_groups is optimizer.param_groups:
+    if _IN_PLACE in vars(optimizer):
         name = type(optimizer).__name__
         raise RuntimeError(
             f"EightBitOptimizer: the {name} that configure_optimizers returned is replaced during the fit; its own "

@@ -34,7 +34,7 @@ _HOOKS = [
 def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
     """Our optimizer over the very same group dicts, so that whoever holds them sees one set of rates.
 
-    State, hooks, and what was said to bitsandbytes' own override manager about its parameters go along.
+    State, and what was said to bitsandbytes' own override manager about its parameters, go along. Hooks are the same.
 
     Args:
         optimizer: Any.
@@ -68,7 +68,7 @@ def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
     known = {key: value for key, value in defaults.items() if key in takes}
     new = cls(optimizer.param_groups, **{**known, "optim_bits": optim_bits})
     for hooks in _HOOKS:
-        getattr(new, hooks).update(getattr(optimizer, hooks, {}))
+        setattr(new, hooks, getattr(optimizer, hooks))
     if saved:
         new.load_state_dict(saved)
     return new

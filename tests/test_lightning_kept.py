@@ -257,3 +257,19 @@ def test_a_group_added_through_the_modules_own_reference_trains(manager):
     module.own.add_param_group({"params": [torch.nn.Parameter(torch.zeros(4))]})
     assert len(fit(module, EightBitOptimizer()).optimizers[0].param_groups) == 3
     fit(module)
+
+
+def test_hooks_on_a_kept_optimizer_run_whenever_they_were_registered():
+    calls = []
+
+    class Hooked(Keeps):
+        def on_train_start(self):
+            self.own.register_step_post_hook(lambda optimizer, *_: calls.append(type(optimizer)))
+
+    module = Hooked()
+    handle = module.own.register_step_post_hook(lambda *_: calls.append("removed"))
+    fit(module, EightBitOptimizer(), max_steps=1)
+    assert calls == ["removed", bnb.optim.AdamW]
+    handle.remove()
+    fit(module, EightBitOptimizer(), max_steps=2)
+    assert calls[2:] == [bnb.optim.AdamW] * 4
