@@ -128,7 +128,7 @@ class BnbOptimizerPlugin:
         them.
         """
         options, cls = self.given_options(), self.optimizer_class
-        if not cls.__name__.endswith(("8bit", "32bit")):
+        if cls.leaves_bits_open():
             options.setdefault("optim_bits", 8)
         if lacking := [name for name in options if name not in cls.__signature__.parameters]:
             raise ValueError(f"{cls.__name__} has no option {lacking[0]!r}; it was given {options[lacking[0]]!r}")

@@ -38,7 +38,7 @@ def full_precision(optimizer: BlockwiseOptimizer, plugin: BnbOptimizerPlugin) ->
     name, memory = type(optimizer).__name__, report(optimizer)
     by_hints = any(group["optim_bits"] == 8 for group in optimizer.param_groups)
     by_plugin = words.maker(optimizer) is not None or _said(plugin).get("optim_bits") == 32
-    if name.endswith("32bit") or (by_plugin and not by_hints):
+    if optimizer.fixed_bits == 32 or (by_plugin and not by_hints):
         return None
     if any(row.bits == 8 for row in memory.rows) or memory.total.state_8bit == memory.total.planned:
         return None
@@ -49,8 +49,8 @@ def full_precision(optimizer: BlockwiseOptimizer, plugin: BnbOptimizerPlugin) ->
 def _said(plugin: BnbOptimizerPlugin) -> dict[str, Any]:
     """The options that a plugin was given, by its optimizer's name too."""
     said, cls = plugin.given_options(), plugin.optimizer_class
-    if cls.__name__.endswith(("8bit", "32bit")):
-        said["optim_bits"] = cls.__signature__.parameters["optim_bits"].default
+    if cls.fixed_bits is not None:
+        said["optim_bits"] = cls.fixed_bits
     if cls.__name__.startswith("Paged"):
         said["state_device"] = "cpu"
     return {name: _plain(value) for name, value in said.items()}

@@ -10,8 +10,6 @@ from lightning_bnb import build
 from torch_bnb import optim, optim_overrides
 from torch_bnb.optim import AdamW, GlobalOptimManager
 
-_CHOOSE_BITS = tuple(getattr(optim, name) for name in optim.rules.__all__)  # the others' names say their bits
-
 ModuleClass = TypeVar("ModuleClass", bound=type[pl.LightningModule])
 
 
@@ -166,10 +164,9 @@ def declared_optimizer(module: Any, optim_bits: int) -> Optimizer:
     _check_class(module.optimizer_class)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     options = dict(module.optimizer_options)
-    if module.optimizer_class in _CHOOSE_BITS:
-        return module.optimizer_class(trainable, **{"optim_bits": optim_bits, **options})
     if issubclass(module.optimizer_class, optim.BlockwiseOptimizer):
-        return module.optimizer_class(trainable, **options)
+        chosen = {"optim_bits": optim_bits} if module.optimizer_class.leaves_bits_open() else {}
+        return module.optimizer_class(trainable, **{**chosen, **options})
     bits = options.pop("optim_bits", optim_bits)
     optimizer, _ = build.replaced(module.optimizer_class(trainable, **options), bits)
     return optimizer

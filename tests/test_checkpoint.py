@@ -297,7 +297,10 @@ DAMAGE = [
     (lambda s: s["state"][0].pop("exp_avg_sq_codes") is s["state"][0].pop("exp_avg_sq_absmax"), "lacks 'exp_avg_sq'"),
     (lambda s: s["param_groups"][0].update(betas=3), "group 0 of the checkpoint: betas=3: expected two numbers"),
     (lambda s: s["state"].update({17: {"step": 1}}), r"keys that no group names: \[17\]"),
-    (lambda s: s["param_groups"][0]["params"].pop(), "has 3 parameters, this optimizer 4"),
+    (
+        lambda s: s["state"].pop(s["param_groups"][0]["params"].pop()),
+        r"groups hold \[3\] parameters, this optimizer's \[4\]",
+    ),
 ]
 
 

@@ -82,7 +82,15 @@ def test_a_pattern_that_fits_nothing_is_an_error(manager, key):
 
 
 @pytest.mark.parametrize(
-    ("key", "meant"), [("head", "head.*"), ("hed.*", "head.*"), ("block.1.*", "blocks.1.*"), ("haed.bias", "head.bias")]
+    ("key", "meant"),
+    [
+        ("head", "head.*"),
+        ("hed.*", "head.*"),
+        ("block.1.*", "blocks.1.*"),
+        ("haed.bias", "head.bias"),
+        ("norm", "blocks.0.norm.*"),
+        ("*.fc", "blocks.0.fc.*"),
+    ],
 )
 def test_the_nearest_name_is_suggested(manager, key, meant):
     with pytest.raises(OverrideError, match=f"did you mean '{re.escape(meant)}'"):

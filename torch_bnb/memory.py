@@ -122,7 +122,7 @@ def plan(
     if not (isinstance(optimizer, type) and issubclass(optimizer, BlockwiseOptimizer)):
         got = repr(optimizer) if isinstance(optimizer, type) else f"an instance of {type(optimizer).__name__}"
         raise TypeError(f"plan: expected an optimizer class of torch_bnb.optim, got {got}")
-    if optim_bits is None and optimizer.fixed_bits is None and "optim_bits" in optimizer.__signature__.parameters:
+    if optim_bits is None and optimizer.leaves_bits_open():
         optim_bits = 8
     if optim_bits is not None:
         options["optim_bits"] = optim_bits

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 
-def check(state_dict: Any, who: str, parameters: int | None = None) -> None:
+def check(state_dict: Any, who: str) -> None:
     """Whether something has the form of an optimizer's state_dict: ``state`` and ``param_groups`` that fit together.
 
     Args:
         state_dict: Anything.
         who: Whoever is to read it, for errors.
-        parameters: How many there must be; None: any number.
 
     Raises:
         ValueError: It has not; the entry is named.
@@ -34,8 +33,6 @@ def check(state_dict: Any, who: str, parameters: int | None = None) -> None:
         if "param_names" in group and not _fits(group["param_names"], params):
             raise ValueError(f"{who}, group {g} of the checkpoint: 'param_names' must hold {len(params)} names")
         indices += params
-    if parameters is not None and len(indices) != parameters:
-        raise ValueError(f"{who}: the checkpoint has {len(indices)} parameters, this optimizer {parameters}")
     if len(set(indices)) < len(indices):
         raise ValueError(f"{who}: the checkpoint's groups name a parameter twice: {indices!r:.200}")
     if strangers := state_dict["state"].keys() - set(indices):

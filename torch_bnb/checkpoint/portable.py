@@ -165,7 +165,9 @@ def under_torchs_names(
     if "max_exp_avg_sq" in entry:
         raise ValueError(f"{what}: it was trained with amsgrad=True, whose 'max_exp_avg_sq' no rule of torch_bnb has")
     if unknown := entry.keys() - {"step", *RULES[rule].states}:
-        raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)} for {rule}")
+        others = [name for name, other in RULES.items() if entry.keys() <= {"step", *other.states}]
+        hint = f"; it is of another optimizer ({', '.join(others)})" if others else ""
+        raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)} for {rule}{hint}")
     found = {
         name: moment(entry[name], signed, f"{what}: {name!r}")
         for name, signed in RULES[rule].states.items()

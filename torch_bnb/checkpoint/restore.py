@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_bnb.checkpoint import checks
+from torch_bnb.checkpoint import checks, portable
 from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.host import Home
@@ -52,9 +52,10 @@ def _restore_one(
     home: Home,
     what: str,
 ) -> State:
-    known = {"step", HISTORY, *states, *map(codes_key, states), *map(absmax_key, states)}
+    known = _keys_of(states)
     if unknown := saved.keys() - known:
-        raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)}; expected some of {sorted(known)}")
+        other = f"; it is of another optimizer ({', '.join(rules)})" if (rules := _rules_with(saved)) else ""
+        raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)}; expected some of {sorted(known)}{other}")
     result: State = {}
     if "step" in saved:
         result["step"] = checks.step_count(saved["step"], f"{what}: 'step'")
@@ -82,6 +83,16 @@ def _restore_one(
         missing = sorted(required - found)
         raise ValueError(f"{what}: the checkpoint lacks {', '.join(map(repr, missing))}; it is of another rule")
     return result
+
+
+def _rules_with(saved: Mapping[str, Any]) -> list[str]:
+    """The rules that have all the states in an entry."""
+    return [name for name, rule in portable.RULES.items() if saved.keys() <= _keys_of(rule.states)]
+
+
+def _keys_of(states: Mapping[str, bool]) -> set[str]:
+    """What an entry may hold, in whatever form states are kept."""
+    return {"step", HISTORY, *states, *map(codes_key, states), *map(absmax_key, states)}
 
 
 def _placed(name: str, kept: State, signed: bool, parameter: Tensor, home: Home, what: str) -> State:

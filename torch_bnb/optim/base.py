@@ -47,7 +47,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     optional: ClassVar[frozenset[str]] = frozenset()
     """States that some configurations do without, and that may begin at any step."""
     fixed_bits: ClassVar[int | None] = None
-    """What the class's name says of ``optim_bits``, 8 or 32; None: it is for whoever builds one to say."""
+    """What the class's name says of ``optim_bits``, 8 or 32."""
     layerwise: ClassVar[bool] = False
     """Whether it needs norms over the whole tensor."""
     _plan: Plan | CapturedPlan | None = None
@@ -75,6 +75,11 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         defaults = {**rule_options, **options.DEFAULTS, **common}
         super().__init__(params, options.check(defaults, self.options, type(self).__name__))
         self._update_slots()
+
+    @classmethod
+    def leaves_bits_open(cls) -> bool:
+        """Whether ``optim_bits`` is for whoever builds one to say: its name does not, and its constructor takes it."""
+        return cls.fixed_bits is None and "optim_bits" in cls.__signature__.parameters
 
     def scalars(self, config: Mapping[str, Any], step: int, fresh: bool) -> dict[str, float]:
         """The rule's scalars, by the names of its kScalars.

@@ -35,7 +35,10 @@ def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Ca
 
     def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
         places = optimizer.configurations()  # a hint that cannot be is an error before anything changes
-        checks.check(incoming, who, len(places))
+        checks.check(incoming, who)
+        theirs, own = ([len(group["params"]) for group in g["param_groups"]] for g in (incoming, vars(optimizer)))
+        if theirs != own:
+            raise ValueError(f"{who}: the checkpoint's groups hold {theirs} parameters, this optimizer's {own}")
         incoming = {**incoming, **as_ours(incoming, optimizer.rule)}
         params = [place.parameter for place in places]
         needed = [set(place.states) - optimizer.optional for place in places]
@@ -63,8 +66,6 @@ def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Ca
 
 
 def _merged_groups(optimizer: "BlockwiseOptimizer", saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if len(saved) != len(optimizer.param_groups):
-        return saved  # torch's own error follows
     merged = []
     for index, (own, group) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
         what = f"{type(optimizer).__name__}, group {index} of the checkpoint"

@@ -154,8 +154,8 @@ def _nothing_found(module: nn.Module, key: Key) -> str:
     known = [name for name, _ in names(module)]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     parents = {name[:dot] for name in known for dot, character in enumerate(name) if character == "."}
-    if key in parents:
-        near = [f"{key}.*"]
+    if whole := [parent for parent in sorted(parents) if parent == key or _matcher(key)(parent)]:
+        near = [f"{whole[0]}.*"]
     elif key.endswith(".*") and (closest := difflib.get_close_matches(key[:-2], sorted(parents), n=1)):
         near = [f"{closest[0]}.*"]
     hint = f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(known[:8]) or 'none'}"
