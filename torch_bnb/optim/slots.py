@@ -89,7 +89,7 @@ class SlotTable:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
         params = [groups[g]["params"][i] for g, i in places]
         refuse_repeated(places, params)
-        carried = self._carried(groups)
+        carried = self._carried(manager, groups)
         self._refuse_lost(manager, groups)
         names = manager.parameter_names()
         found = manager.hints_for(params, {index: carried.get(place, []) for index, place in enumerate(places)})
@@ -106,21 +106,21 @@ class SlotTable:
             rows[g].append(Slot(identity(parameter), hints, overrides))
         return rows
 
-    def _carried(self, groups: Sequence[Group]) -> dict[tuple[int, int], list[Hint]]:
+    def _carried(self, manager: GlobalOptimManager, groups: Sequence[Group]) -> dict[tuple[int, int], list[Hint]]:
         """By place, the hints given on a Parameter that has been there, or that another has replaced there.
 
         If known modules hold both, neither stands for the other. In a copy, all hints that held in the original.
         """
         now = {identity(p) for group in groups for p in group["params"]}
         before = {slot.identity for row in self.rows for slot in row}
-        known = GlobalOptimManager.get_instance().known_numbers() if before - now else set()
+        known = set(map(identity, manager.known_parameters(before | now))) if before - now else set()
         carried = {}
         for g, (row, group) in enumerate(zip(self.rows, groups, strict=False)):
             arrived = [identity(p) for p in group["params"] if identity(p) not in before]
             if len(row) == len(group["params"]) and len(self.rows) <= len(groups):
                 for i, (slot, p) in enumerate(zip(row, group["params"], strict=True)):
                     replaced = slot.identity not in now and identity(p) not in before
-                    replaced &= not {slot.identity[1], identity(p)[1]} <= known
+                    replaced &= not {slot.identity, identity(p)} <= known
                     if slot.identity == identity(p) or replaced:
                         carried[g, i] = [h for h in slot.hints if self._is_copy or h.level is Level.PARAMETER]
             elif arrived and (gone := [slot for slot in row if slot.identity not in now]):

@@ -13,7 +13,7 @@ from torch_bnb.overrides import hints, targets
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.explain import Explanation, explain
 from torch_bnb.overrides.hints import Hint, Level, ModuleHint
-from torch_bnb.overrides.resolve import Key, check_overrides, find, hints_through, names, numbers_in, own, spell
+from torch_bnb.overrides.resolve import Key, check_overrides, find, hints_through, names, own, spell
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, known_names, known_options, validate
 
 Home = tuple[nn.Module, str]
@@ -358,11 +358,6 @@ class GlobalOptimManager:
         with self._lock:
             held = {id(p): p for module in hints.known_modules() for p in own(module).values()}
         return [parameter for parameter in held.values() if hints.identity(parameter) in identities]
-
-    def known_numbers(self) -> set[int]:
-        """Of the parameters that known modules hold now, the number of each one's `identity`."""
-        with self._lock:
-            return numbers_in(hints.known_modules())
 
     def _add(
         self, module: nn.Module, checked: Mapping[Key, dict[str, Any]], level: Level, source: _Source, strict: bool

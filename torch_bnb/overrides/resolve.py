@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -174,7 +175,8 @@ def hints_through(params: Iterable[Tensor]) -> dict[int, list[Hint]]:
     params = list(params)
     wanted = {id(parameter) for parameter in params}
     modules = list(hints.known_modules())
-    alive = {hints.identity(p)[1] for p in params} | numbers_in(modules)
+    held = (parameter for module in modules for parameter in own(module).values())
+    alive = {hints.identity(parameter)[1] for parameter in chain(params, held)}
     reached: dict[int, dict[tuple, Hint]] = {}
     for module in modules:
         given = _hints_of(module)
@@ -203,11 +205,6 @@ def _with_one_default(found: Iterable[Hint]) -> list[Hint]:
 def own(module: nn.Module) -> dict[str, Tensor]:
     """A module's own parameters by attribute."""
     return {attribute: p for attribute, p in module._parameters.items() if p is not None}
-
-
-def numbers_in(modules: Iterable[nn.Module]) -> set[int]:
-    """The numbers by which the modules' own parameters are told from all others."""
-    return {hints.identity(parameter)[1] for module in modules for parameter in own(module).values()}
 
 
 def merge(given: Iterable[Hint]) -> dict[str, Any]:
