@@ -72,7 +72,7 @@ class Memory:
     def __init__(self, rows: Sequence[Sequence[Slot]]) -> None:
         self.rows = rows
         self._facts: dict[int, tuple[Facts, State]] = {}
-        self._layouts = torch.empty(0)
+        self._layouts = torch.empty(0, device="cpu")
 
     def recall(self, index: int) -> tuple[Facts, State] | None:
         """What is known of a parameter, and its state. To be believed if `confirms` agrees later."""
