@@ -144,7 +144,9 @@ class Plan:
             if remembered is None or grad.layout is not torch.strided:
                 return False
             facts, state = remembered
-            if facts.about != situations.config(g, slot)[1] or facts.sharded is not sharding.is_sharded(grad):
+            if facts.about != situations.config(g, slot)[1]:
+                return False
+            if facts.sharded and not sharding.is_laid_out_alike(grad, parameter):  # moved once, by all processes
                 return False
             step, fresh = _step_of(state, optimizer.states)
             situation = situations.of(g, slot, facts.bits, step, fresh)
@@ -171,6 +173,9 @@ class Plan:
             situation = situations.of(g, slot, facts.bits, step, fresh)
             stepping.append(Stepping(index, parameter, grad, step, situation, facts))
         self._gather(optimizer, stepping, [_prepared(optimizer, one) for one in stepping])
+        # No parameter has stepped, and none would now.
+        still = all(one.step == 1 and float(one.situation.config["lr"]) == 0 for one in stepping)
+        self._rehearses = bool(self._planned) and still and not self._moves()
         if self._rehearses:
             return
         facts_by_index = {one.index: one.facts for one in stepping}
@@ -195,9 +200,6 @@ class Plan:
             own.situations.setdefault(id(situation), (situation, len(own.indices)))
             own.indices.append(one.index)
             own.call.add(here, grad, state, one.step, facts.grid)
-        # No parameter has stepped, and none would now.
-        still = all(one.step == 1 and float(one.situation.config["lr"]) == 0 for one in stepping)
-        self._rehearses = bool(self._planned) and still and not self._moves()
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter that is in it, and lets go of parameters and gradients."""

@@ -33,9 +33,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().full_tensor() if is_sharded(tensor) else tensor
 
 
+def is_laid_out_alike(grad: Tensor, parameter: Tensor) -> bool:
+    """Whether processes hold the same parts of a parameter and its gradient; so it is if neither is sharded."""
+    if not is_sharded(grad) or not is_sharded(parameter):
+        return is_sharded(grad) is is_sharded(parameter)
+    return (grad.device_mesh, grad.placements) == (parameter.device_mesh, parameter.placements)
+
+
 def local_grad(grad: Tensor, parameter: Tensor) -> Tensor:
     """What this process holds of a parameter's gradient, laid out as the parameter is."""
-    if is_sharded(grad) and (grad.device_mesh, grad.placements) != (parameter.device_mesh, parameter.placements):
+    if is_sharded(grad) and not is_laid_out_alike(grad, parameter):
         grad = grad.redistribute(parameter.device_mesh, parameter.placements)
     return local(grad)
 
