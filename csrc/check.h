@@ -3,8 +3,10 @@
 #include <sstream>
 #include <stdexcept>
 
-#define BNB_CHECK(condition, ...) \
-  if (!(condition)) ::bnb::fail(__VA_ARGS__)
+#define BNB_CHECK(condition, ...)               \
+  do {                                          \
+    if (!(condition)) ::bnb::fail(__VA_ARGS__); \
+  } while (false)
 
 namespace bnb {
 

@@ -326,8 +326,9 @@ def other_bits(rank, folder):
     weights, state = get_state_dict(model, optimizer, options=KINDS["full"])
     eight = adamw(model)
     set_state_dict(model, eight, model_state_dict=weights, optim_state_dict=state, options=KINDS["full"])
+    back = kept(model, eight)  # in 32 bits until the step
     give(model, eight, [5])
-    return said, in_32, {key for _, key in kept(model, eight)}
+    return said, in_32, back, {key for _, key in kept(model, eight)}
 
 
 def grids(rank, folder):
@@ -363,6 +364,31 @@ def swapped_after_a_step(rank):
         "orphans": sum(id(p) not in held for p in optimizer.state),
         "steps": {state["step"] for state in optimizer.state.values()},
     }
+
+
+def own_layouts(rank):
+    """Norms of parameters whose parts lie in memory otherwise on each process, beside those of whole ones."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    wrong = []
+    for name, options in (("lamb", {}), ("adamw", {"max_unorm": 0.01}), ("adamw", {"percentile_clipping": 10})):
+        alone, parts = [], []
+        for i in range(3):
+            generator = torch.Generator().manual_seed(i)
+            weight, grad = (10.0**i * torch.randn(3, 64, generator=generator) for _ in range(2))
+            alone.append(nn.Parameter(weight.clone()))
+            alone[-1].grad = grad.clone()
+            parts.append(nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)])))
+            here = distribute_tensor(grad, mesh, [Shard(0)]).to_local()
+            if i != 1:
+                here = here.t().contiguous().t()  # of one row that is no other layout, of two it is
+            parts[-1].grad = DTensor.from_local(here, mesh, [Shard(0)], shape=weight.shape, stride=weight.stride())
+        for params in (alone, parts):
+            CASES[name].optimizer(params, lr=0.1, **options).step()
+        close = [torch.allclose(p, whole(q), rtol=1e-4) for p, q in zip(alone, parts, strict=True)]
+        wrong += [] if all(close) else [(name, close)]
+    idle = CASES["adamw"].optimizer(parts, lr=0.0)
+    idle.step()  # a rehearsal asks all processes whether any gradient is there
+    return wrong, {state["step"] for state in idle.state.values()}
 
 
 def disagreement(rank):

@@ -9,6 +9,7 @@ import pytest
 import seeded
 import torch
 from cases import CASES
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 import torch_bnb as bnb
 from torch_bnb.overrides import hints
@@ -315,6 +316,44 @@ def test_a_damaged_checkpoint_is_an_error_and_changes_nothing(damage, message):
         optimizer.load_state_dict(saved)
     same_state(before, optimizer)
     run(params, optimizer, range(2, 3))
+
+
+@pytest.mark.parametrize("theirs", [bnb.optim.AdamW, torch.optim.AdamW])
+def test_a_full_checkpoint_in_32_bits_is_not_lost_beside_the_state_that_torch_has_made_first(theirs):
+    """set_state_dict has a fresh optimizer make its state, and puts the checkpoint's entries beside it."""
+    full = StateDictOptions(full_state_dict=True)
+
+    def start(optimizer, **options):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(64, 128)
+        return model, optimizer(model.parameters(), lr=1e-2, **options)
+
+    model, optimizer = start(theirs)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(2, 64)).square().sum().backward()
+        optimizer.step()
+    weights, state = get_state_dict(model, optimizer, options=full)
+    other, in_8bit = start(bnb.optim.AdamW8bit)
+    if theirs is torch.optim.AdamW:  # torch asks for every option of its own
+        for group in in_8bit.param_groups:
+            group.update({key: value for key, value in optimizer.param_groups[0].items() if key not in group})
+    set_state_dict(other, in_8bit, model_state_dict=weights, optim_state_dict=state, options=full)
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(in_8bit.state[other.weight][name], optimizer.state[model.weight][name])
+    other.weight.grad, other.bias.grad = model.weight.grad, model.bias.grad
+    in_8bit.step()
+    assert in_8bit.state[other.weight]["exp_avg_codes"].count_nonzero() and in_8bit.state[other.weight]["step"] == 4
+
+
+def test_a_state_in_two_forms_is_an_error_where_none_is_known_to_be_the_optimizers():
+    params, optimizer = start("adamw")
+    run(params, optimizer, range(1))
+    saved = optimizer.state_dict()
+    saved["state"][0]["exp_avg"] = torch.ones(70, 90)
+    fresh = type(optimizer)(params, **optimizer.defaults)
+    with pytest.raises(ValueError, match="there are 'exp_avg' and 'exp_avg_codes'; expected one of them"):
+        fresh.load_state_dict(saved)
 
 
 def test_a_missing_folder_is_named(tmp_path):

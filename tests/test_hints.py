@@ -506,6 +506,51 @@ def test_hints_on_what_left_an_optimizer_and_is_not_trained_are_no_concern_of_it
     assert manager.explain(optimizer)["r"].overrides == {"weight_decay": 0.0}
 
 
+def test_a_parameter_that_has_left_and_come_back_takes_hints(manager):
+    p, q = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(5))
+    optimizer = AdamW([p, q])
+    optimizer.param_groups[0]["params"] = [nn.Parameter(torch.zeros(8))]
+    manager.explain(optimizer)
+    optimizer.param_groups[0]["params"] = [p, q]
+    manager.explain(optimizer)
+    manager.override_config(p, "lr", 0.5)
+    assert [row.lr for row in manager.explain(optimizer)] == [0.5, 0.001]
+
+
+def test_a_hint_for_a_parameter_that_another_optimizer_has_taken_over_is_that_ones(manager):
+    p, q = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(5))
+    one = AdamW([p, q])
+    one.param_groups[0]["params"] = [q, nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
+    other = AdamW([p])
+    manager.explain(one)
+    manager.override_config(p, "lr", 0.5)
+    assert [row.lr for row in manager.explain(one)] == [0.001] * 3
+    assert [row.lr for row in manager.explain(other)] == [0.5]
+
+
+def test_parts_of_a_known_model_may_take_the_places_of_others_by_name(manager):
+    net = nn.ModuleDict({"body": nn.Linear(3, 3), "head": nn.Linear(3, 5)})
+    manager.register_parameters(net)
+    manager.override_named(net, {"head.*": {"lr": 0.5}})
+    optimizer = AdamW(net.parameters())
+    net["head"] = nn.Linear(3, 7, bias=False)
+    optimizer.param_groups[0]["params"] = list(net.parameters())
+    assert {row.name: row.lr for row in manager.explain(optimizer)}["head.weight"] == 0.5
+
+
+def test_a_hint_that_was_taken_back_leaves_the_others_of_a_parameter_that_an_engine_has_flattened(manager):
+    p, flat = nn.Parameter(torch.zeros(3)), [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(1))]
+    optimizer = AdamW([p])
+    optimizer.param_groups[0]["params"] = flat
+    manager.explain(optimizer)
+    manager.override_config(p, key_value_dict={"lr": 0.5, "eps": 0.1})
+    manager.forget_config(p, "lr")
+    with pytest.raises(OverrideError, match="some with overrides"):
+        manager.explain(optimizer)
+    manager.forget_config(p, "eps")
+    manager.explain(optimizer)
+
+
 def test_hints_do_not_move_to_parameters_that_only_take_the_position(manager):
     p, q = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
     manager.override_config(p, "lr", 0.5)

@@ -66,13 +66,21 @@ def test_a_checkpoint_of_two_processes_resumes_on(processes, saved, tmp_path):
 
 def test_8_bits_into_32_and_back_converts_or_raises(saved, tmp_path):
     folder, expected = saved
-    for said, in_32, back in run(shards.other_bits, 2, tmp_path, folder):
+    for said, in_32, back, then in run(shards.other_bits, 2, tmp_path, folder):
         assert "Missing key in checkpoint state_dict" in said and "exp_avg" in said
         for (name, key), value in expected["state"].items():
             if key == "exp_avg_codes":
                 decoded = storage.decode(value, expected["state"][name, "exp_avg_absmax"], True)
                 assert torch.equal(in_32[name, "exp_avg"], decoded)
-        assert {"exp_avg_codes", "exp_avg_absmax", "exp_avg_sq_codes"} <= back
+        assert back.keys() == in_32.keys()
+        assert all(torch.equal(torch.as_tensor(back[key]), torch.as_tensor(in_32[key])) for key in in_32)
+        assert {"exp_avg_codes", "exp_avg_absmax", "exp_avg_sq_codes"} <= then
+
+
+def test_how_parts_lie_in_memory_does_not_mix_up_the_norms_of_parameters(tmp_path):
+    for wrong, steps in run(shards.own_layouts, 2, tmp_path):
+        assert wrong == []
+        assert steps == {1}
 
 
 def test_a_checkpoint_with_the_flat_grid_converts_to_shards(tmp_path):

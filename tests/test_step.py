@@ -263,8 +263,15 @@ def test_unknown_options_are_errors():
         bnb.optim.AdamW([{"params": [param(3)], "learning_rate": 0.1}])
     with pytest.raises(ValueError, match="group 0: decoupled_weight_decay=True: Adam adds the decay to the gradient"):
         bnb.optim.Adam([{"params": [param(3)], "decoupled_weight_decay": True}])
-    with pytest.raises(ValueError, match="group 0: 'lr_scale' is an override's option, not a group's"):
-        bnb.optim.AdamW([{"params": [param(3)], "lr_scale": 0.5}])
+    with pytest.raises(ValueError, match="group 0: 'lr_follows_schedule' is an override's option, not a group's"):
+        bnb.optim.AdamW([{"params": [param(3)], "lr_follows_schedule": False}])
+
+
+def test_a_groups_lr_scale_is_the_schedules_as_in_layer_decay():
+    with pytest.warns(UserWarning, match="AdamW: 'lr_scale' in a group is left to the schedule that heeds it"):
+        optimizer = bnb.optim.AdamW([{"params": [param(3)], "lr_scale": 0.5}], lr=0.1)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr_scale"] == 0.5 and optimizer.param_groups[0]["lr"] == 0.1
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop", "adagrad"])
@@ -543,3 +550,27 @@ def test_the_import_needs_no_device_of_its_own():
     code = "import torch\nwith torch.device('meta'):\n    import torch_bnb\nprint(torch_bnb.codec.ZERO_CODE)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "{True: 127, False: 0}", done.stderr
+
+
+def test_what_a_schedule_has_brought_together_loads_again_and_is_no_hints_fault(manager):
+    p = param(5000)
+    optimizer = bnb.optim.SGD([p], lr=0.1, momentum=0.9, nesterov=True)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.0
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    manager.override_config(p, "weight_decay", 0.5)
+    optimizer.step()
+    optimizer.param_groups[0]["capturable"] = True
+    with pytest.raises(ValueError, match="SGD, group 0: capturable=True: is the whole optimizer's to say"):
+        optimizer.step()
+
+
+def test_an_expanded_parameter_is_an_error_before_anything_moves():
+    p, q = param(5000), param(64, 64)
+    optimizer = bnb.optim.AdamW([p, q], optim_bits=8)
+    q.data = torch.randn(1, 64).expand(64, 64)
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match=r"parameter 1 of group 0, shape \(64, 64\): its elements share memory"):
+        optimizer.step()
+    assert torch.equal(p, before) and not optimizer.state

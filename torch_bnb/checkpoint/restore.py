@@ -21,6 +21,7 @@ def restore(
     homes: Sequence[Home],
     states: Mapping[str, bool],
     required: Sequence[set[str]],
+    held: Mapping[Tensor, State],
     who: str,
 ) -> dict[Tensor, State]:
     """Every parameter's state, where it belongs, shared with nobody.
@@ -31,6 +32,9 @@ def restore(
         homes: Where their state belongs.
         states: The state names that its rule knows, and whether each has a sign.
         required: By parameter, the states that its configuration cannot do without.
+        held: What the loading optimizer has. torch's ``set_optimizer_state_dict`` has it make state first, and puts a
+            full checkpoint's entries beside that: of a state that comes in both forms, the checkpoint's is the one that
+            the optimizer does not hold.
         who: Its class, for errors.
 
     Raises:
@@ -38,10 +42,31 @@ def restore(
     """
     indices = [index for group in saved["param_groups"] for index in group["params"]]
     return {
-        parameter: _restore_one(saved["state"][index], states, needed, parameter, home, f"{who}, parameter {index}")
+        parameter: _restore_one(
+            _of_the_checkpoint(saved["state"][index], states, held.get(parameter, {}), f"{who}, parameter {index}"),
+            states,
+            needed,
+            parameter,
+            home,
+            f"{who}, parameter {index}",
+        )
         for index, parameter, home, needed in zip(indices, params, homes, required, strict=True)
         if saved["state"].get(index)
     }
+
+
+def _of_the_checkpoint(saved: Mapping[str, Any], states: Mapping[str, bool], held: State, what: str) -> dict[str, Any]:
+    """An entry without states that are the loading optimizer's own."""
+    entry = dict(saved)
+    for name in states:
+        forms = (name,), (codes_key(name), absmax_key(name))
+        if all(key in entry for keys in forms for key in keys):
+            own = [keys for keys in forms if all(key in held for key in keys)]
+            if len(own) != 1:
+                raise ValueError(f"{what}: there are {name!r} and {codes_key(name)!r}; expected one of them")
+            for key in own[0]:
+                del entry[key]
+    return entry
 
 
 def _restore_one(

@@ -31,6 +31,8 @@ from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
 from torch_bnb.overrides.hints import Hint, identity, next_order, taken_over
 from torch_bnb.overrides.resolve import merge
 
+_UNSEEN = object()
+
 
 class BlockwiseOptimizer(torch.optim.Optimizer):
     """Base of all rules: float32 or block-wise 8-bit state, overrides per parameter.
@@ -117,8 +119,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         group = self.param_groups[index]
         what = f"{type(self).__name__}, group {index}"
         try:
-            if not ours and group["capturable"] != self.defaults["capturable"]:
-                raise ValueError(f"{what}: capturable={group['capturable']!r}: is the whole optimizer's to say")
+            if not ours:
+                self._refuse_own_capturable(group, what)
             group.update(options.check(group, self.options, what))
             try:
                 self.check(group)
@@ -139,6 +141,10 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             param_group.clear()
             param_group.update(given)
             raise
+
+    def _refuse_own_capturable(self, group: Mapping[str, Any], what: str) -> None:
+        if group["capturable"] != self.defaults["capturable"]:
+            raise ValueError(f"{what}: capturable={group['capturable']!r}: is the whole optimizer's to say")
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -180,8 +186,17 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         try:
             self.check({**group, **checked})
         except ValueError as error:
-            raise OverrideError(f"{what}: {error}") from None
+            if self._goes_together(group):
+                raise OverrideError(f"{what}: {error}") from None
         return checked
+
+    def _goes_together(self, group: Mapping[str, Any]) -> bool:
+        """Whether a group's options do, which a schedule may have moved since they were checked."""
+        try:
+            self.check(group)
+        except ValueError:
+            return False
+        return True
 
     def configurations(self, hints: Mapping[int, list[Hint]] | None = None) -> list[Place]:
         """Everything that holds for each parameter now, group by group.
@@ -250,12 +265,14 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         values_of = itemgetter(*known)
         seen, self._seen_options = self._seen_options, []
         for index, group in enumerate(self.param_groups):
-            before = seen[index] if index < len(seen) else repeat(self)  # which is no value
+            before = seen[index] if index < len(seen) else repeat(_UNSEEN)
             now = values_of(group)
             changed = {key: new for key, new, old in zip(known, now, before, strict=False) if new is not old}
             written = {key: value for key, value in changed.items() if not isinstance(value, torch.Tensor)}
             if written:
-                group.update(options.check(written, self.options, f"{type(self).__name__}, group {index}"))
+                what = f"{type(self).__name__}, group {index}"
+                group.update(options.check(written, self.options, what))
+                self._refuse_own_capturable(group, what)
                 now = values_of(group)
             self._seen_options.append(now)
 

@@ -15,7 +15,7 @@ from torch_bnb.optim import state as storage
 from torch_bnb.optim.state import State
 
 COPIES_BYTES = 32 * 2**20
-"""Of tensors that are no run of memory: so many are copied into one at a time, or one that is larger."""
+"""A call takes no more strided parameters once its copies are this large."""
 
 
 class Grid(NamedTuple):
@@ -118,12 +118,18 @@ class Call:
         self.layout = list(map(layout_of, tensors))
         return self.layout == before
 
+    def layout_by_parameter(self) -> Tensor | None:
+        """What headers say but for addresses, int64 of shape (parameters, tensors of each, 2); None without headers."""
+        if self.headers is None:
+            return None
+        return self.layout.view(-1, len(self.params), self.layout.shape[1]).transpose(0, 1)
+
     def release(self) -> None:
         """Lets go of parameters and gradients."""
         self.params, self.grads, self.headers = [], [], None
 
     def finds_state(self) -> bool:
-        """Whether the states that are prepared are still where they were, as far as it cannot be seen at the call."""
+        """Whether histories are still there; the operator's own tensors are what `look` looks at."""
         return self.percentile == 100 or all(storage.HISTORY in state for state in self.stepped)
 
     def tensors(self, names: Mapping[str, bool]) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:

@@ -80,11 +80,11 @@ class Memory:
 
     def note(self, call: Call, indices: Sequence[int], facts: Sequence[Facts]) -> None:
         """Keeps what was found out about a call's parameters, if their tensors' headers tell what they are."""
-        if call.headers is None:
+        layouts = call.layout_by_parameter()
+        if layouts is None:
             for index in indices:
                 self._facts.pop(index, None)
             return
-        layouts = _by_parameter(call)
         if not len(self._layouts):
             self._layouts = layouts.new_zeros(sum(map(len, self.rows)), *layouts.shape[1:])
         self._layouts[indices] = layouts
@@ -92,9 +92,5 @@ class Memory:
 
     def confirms(self, call: Call, indices: Sequence[int]) -> bool:
         """Whether the operator's tensors are still what they were when these parameters' facts were noted."""
-        return call.headers is not None and torch.equal(self._layouts[indices], _by_parameter(call))
-
-
-def _by_parameter(call: Call) -> Tensor:
-    """What the headers of a call's tensors say but for where they lie: a row for each parameter."""
-    return call.layout.view(-1, len(call.params), 2).transpose(0, 1)
+        layouts = call.layout_by_parameter()
+        return layouts is not None and torch.equal(self._layouts[indices], layouts)

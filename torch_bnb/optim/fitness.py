@@ -18,7 +18,7 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def measures(optimizer: "BlockwiseOptimizer", config: Group) -> bool:
-    """Whether a kernel looks at all of a parameter before it steps it."""
+    """Whether a step needs a norm over a whole parameter first."""
     return optimizer.layerwise or config["max_unorm"] > 0
 
 
@@ -40,6 +40,8 @@ def check_grad(
         what, error = f"{whole} needs the whole tensor, FSDP1 gives a shard; use fully_shard", NotImplementedError
     elif is_traceable_wrapper_subclass(parameter) and not sharded:
         what, error = f"this version takes no {type(parameter.data).__name__}", NotImplementedError
+    elif any(step == 0 and size > 1 for step, size in zip(parameter.stride(), parameter.shape, strict=True)):
+        what, error = "its elements share memory (it is expanded); expected one that owns each", ValueError
     elif not ops.has_kernel(optimizer.rule, parameter.device):
         what, error = f"torch_bnb was built without kernels for {parameter.device.type}", NotImplementedError
     elif sharded and host.on_host(config) and parameter.device.type != "cpu":

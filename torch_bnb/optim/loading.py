@@ -36,14 +36,14 @@ def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Ca
     def take(_: torch.optim.Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
         places = optimizer.configurations()  # a hint that cannot be is an error before anything changes
         checks.check(incoming, who)
-        theirs, own = ([len(group["params"]) for group in g["param_groups"]] for g in (incoming, vars(optimizer)))
+        theirs, own = _sizes(incoming["param_groups"]), _sizes(optimizer.param_groups)
         if theirs != own:
             raise ValueError(f"{who}: the checkpoint's groups hold {theirs} parameters, this optimizer's {own}")
         incoming = {**incoming, **as_ours(incoming, optimizer.rule)}
         params = [place.parameter for place in places]
         needed = [set(place.states) - optimizer.optional for place in places]
         homes = [home_of(place.config, place.parameter) for place in places]
-        loaded.update(restore(incoming, params, homes, optimizer.states, needed, who))
+        loaded.update(restore(incoming, params, homes, optimizer.states, needed, optimizer.state, who))
         return {**incoming, "state": {}, "param_groups": _merged_groups(optimizer, incoming["param_groups"])}
 
     def put(_: torch.optim.Optimizer) -> None:
@@ -65,6 +65,10 @@ def load(optimizer: "BlockwiseOptimizer", state_dict: dict[str, Any], torchs: Ca
             handle.remove()
 
 
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
 def _merged_groups(optimizer: "BlockwiseOptimizer", saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
     merged = []
     for index, (own, group) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
@@ -74,7 +78,6 @@ def _merged_groups(optimizer: "BlockwiseOptimizer", saved: list[dict[str, Any]])
         checked = options.check(theirs, optimizer.options, what)
         try:
             base_lr = spec.RATE.parse("base_lr", checked.get("base_lr", _built_with(checked, own)))
-            optimizer.check({**own, **checked})
         except ValueError as error:
             raise ValueError(f"{what}: {error}") from None
         merged.append({**checked, "base_lr": float(base_lr), **kept})

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,6 +90,13 @@ def refuse_idle(group: Mapping[str, Any], optimizer: Any, what: str) -> None:
     others = spec.known_options()
     for key, value in group.items():
         if key in known or key == "decoupled_weight_decay":  # in all of torch's AdamW; Adam itself refuses it
+            continue
+        if key == "lr_scale":
+            warnings.warn(
+                f"{optimizer.__name__}: 'lr_scale' in a group is left to the schedule that heeds it, as timm's does; "
+                "an override's lr_scale is what scales a parameter's rate",
+                stacklevel=2,
+            )
             continue
         if key in spec.HINT_ONLY or key in spec.ALIASES:
             raise ValueError(f"{what}: {key!r} is an override's option, not a group's")

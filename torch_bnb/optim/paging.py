@@ -181,7 +181,7 @@ class PagedCall(Call):
 
     @override
     def finds_state(self) -> bool:
-        """A framework may have moved it to the device, where a step would find it, and leave it."""
+        """Also that it is still in host memory; a framework may have moved it."""
         if not super().finds_state():
             return False
         moments = (value for state in self.states for key, value in state.items() if key not in ("step", HISTORY))

@@ -35,7 +35,7 @@ class Situation:
     """Of any of them."""
     config: Group
     about: tuple[Any, ...]
-    """What of the config is about state; as it was, where that is a group and changes."""
+    """The options about state when this was planned; `config` may be the live group, which users write to."""
     bits: int
     """Of each element of their state, 8 or 32."""
     numbers: tuple[dict[str, float], dict[str, Any], Mapping[str, bool]]
@@ -88,7 +88,7 @@ def numbers_of(
 
 @dataclass
 class Planned:
-    """One call, and whence its parameters come."""
+    """One call, and where its parameters come from."""
 
     call: Call
     sharded: bool
@@ -192,11 +192,13 @@ class Plan:
             if facts.sharded:
                 here, grad = sharding.local(here), sharding.local_grad(grad, here)
             strided = is_strided(here, grad)
-            place = situation.key, grad.layout, strided, facts.place
+            # Sums over processes go call by call, so what only this one's part is like must not make another call.
+            place = situation.key, grad.layout, strided and not facts.sharded, facts.place
             own = found.get(place)
-            if own is None or own.call.is_full():
-                own = found[place] = Planned(_new_call(optimizer, one, strided), facts.sharded)
+            if own is None or (own.call.is_full() and not facts.sharded):
+                own = found[place] = Planned(_new_call(optimizer, one), facts.sharded)
                 self._planned.append(own)
+            own.call.strided |= strided
             own.situations.setdefault(id(situation), (situation, len(own.indices)))
             own.indices.append(one.index)
             own.call.add(here, grad, state, one.step, facts.grid)
@@ -296,10 +298,10 @@ def _prepared(optimizer: "BlockwiseOptimizer", one: Stepping) -> State:
     return state
 
 
-def _new_call(optimizer: "BlockwiseOptimizer", one: Stepping, strided: bool) -> Call:
+def _new_call(optimizer: "BlockwiseOptimizer", one: Stepping) -> Call:
     """An empty call for parameters like this one."""
     config, facts = one.situation.config, one.facts
-    common = *one.situation.numbers, config["percentile_clipping"], facts.groups, strided
+    common = *one.situation.numbers, config["percentile_clipping"], facts.groups
     if facts.away:
         return PagedCall(*common, whole=measures(optimizer, config))
     return (SparseCall if one.grad.layout is torch.sparse_coo else Call)(*common)

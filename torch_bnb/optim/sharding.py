@@ -139,11 +139,20 @@ def wrap(here: Tensor, like: Tensor, shape: Sequence[int] | None = None) -> Tens
 
 
 def take(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that it has whole, laid out as a parameter of the same dimensions is."""
+    """This process's part of a tensor that it has whole, laid out as a parameter of the same dimensions is.
+
+    Raises:
+        ValueError: The parameter's parts are no pieces of the whole, one after the other.
+    """
     from torch.distributed.tensor import Shard
 
     here = whole
     for mesh_dim, placement in enumerate(like.placements):
+        if type(placement) is not Shard and not placement.is_replicate():
+            raise ValueError(
+                f"a tensor of shape {tuple(whole.shape)} that is whole cannot be cut as {like.placements} says (tensor "
+                "parallelism within FSDP2); load a sharded checkpoint, and shard a model before its optimizer steps"
+            )
         if isinstance(placement, Shard):
             rank, count = like.device_mesh.get_local_rank(mesh_dim), like.device_mesh.size(mesh_dim)
             pieces = here.chunk(count, placement.dim)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from torch_bnb.overrides import GlobalOptimManager, OverrideError
-from torch_bnb.overrides.hints import Hint, Level, identities, identity
+from torch_bnb.overrides.hints import Hint, Level, identities, identity, on_parameter
 from torch_bnb.overrides.resolve import merge
 
 Group = Mapping[str, Any]
@@ -46,8 +46,8 @@ class SlotTable:
         self.rows: list[list[Slot]] = rows or []
         self._is_copy = rows is not None
         self._left: dict[int, dict[tuple[int, int], bool]] = {}
-        """By group, the identities of parameters that have left it for fewer or more others, and whether any was given
-        a hint since."""
+        """By group, the identities of parameters that have left it for others which no known module has, fewer or more,
+        and whether any has been given a hint."""
         self._known: list[tuple] = []
         self._seen_version: int | None = None
         GlobalOptimManager.get_instance().follow(self)
@@ -80,7 +80,7 @@ class SlotTable:
                     slot.hints = [*slot.hints, hint]
         for left in self._left.values():
             if known in left:
-                left[known] = bool(hint.config)
+                left[known] = any(given.config for given in on_parameter(parameter))
 
     def _fits(self, groups: Sequence[Group]) -> bool:
         return self._known == _what_counts(groups)
@@ -116,14 +116,14 @@ class SlotTable:
         known = set(map(identity, manager.known_parameters(before | now))) if before - now else set()
         carried = {}
         for g, (row, group) in enumerate(zip(self.rows, groups, strict=False)):
-            arrived = [identity(p) for p in group["params"] if identity(p) not in before]
+            arrived = {identity(p) for p in group["params"]} - before
             if len(row) == len(group["params"]) and len(self.rows) <= len(groups):
                 for i, (slot, p) in enumerate(zip(row, group["params"], strict=True)):
                     replaced = slot.identity not in now and identity(p) not in before
                     replaced &= not {slot.identity, identity(p)} <= known
                     if slot.identity == identity(p) or replaced:
                         carried[g, i] = [h for h in slot.hints if self._is_copy or h.level is Level.PARAMETER]
-            elif arrived and (gone := [slot for slot in row if slot.identity not in now]):
+            elif arrived - known and (gone := [slot for slot in row if slot.identity not in now]):
                 self._left.setdefault(g, {}).update((slot.identity, False) for slot in gone)
                 if any(slot.overrides or merge(in_force(slot.hints, group)) for slot in gone):
                     raise _lost(g, len(group["params"]))
@@ -131,13 +131,21 @@ class SlotTable:
 
     def _refuse_lost(self, manager: GlobalOptimManager, groups: Sequence[Group]) -> None:
         """Raises OverrideError for hints on parameters that have left for what an engine has made of them."""
-        held = {id(parameter) for group in groups for parameter in group["params"]}
+        if not self._left:
+            return
+        held = {identity(p) for group in groups for p in group["params"]}
+        held |= {found for table in manager.followers() if table is not self for found in table.holds()}
         for g, left in self._left.items():
-            if g >= len(groups):
-                continue
-            trained = [p for p in manager.known_parameters(left.keys()) if p.requires_grad and id(p) not in held]
-            if any(left.values()) or any(merge(in_force(given, groups[g])) for given in manager.hints_for(trained)):
+            lost = {found: hinted for found, hinted in left.items() if found not in held}
+            trained = [p for p in manager.known_parameters(lost.keys()) if p.requires_grad]
+            if g < len(groups) and (
+                any(lost.values()) or any(merge(in_force(given, groups[g])) for given in manager.hints_for(trained))
+            ):
                 raise _lost(g, len(groups[g]["params"]))
+
+    def holds(self) -> Iterator[tuple[int, int]]:
+        """The identities of the parameters that were here at the last `update`."""
+        return (slot.identity for row in self.rows for slot in row)
 
 
 def _lost(group: int, count: int) -> OverrideError:

@@ -73,6 +73,7 @@ class GlobalOptimManager:
         """Forgets everything: hints on parameters and modules, and which modules are known. Class declarations stay."""
         with self._lock:
             hints.next_epoch()
+            self._homes = {}
             self.version += 1
 
     def register_parameters(
@@ -258,6 +259,11 @@ class GlobalOptimManager:
         """Lets ``follower.receive(parameter, hint)`` hear of every `override_config`, as long as it lives."""
         with self._lock:
             self._followers.add(follower)
+
+    def followers(self) -> list[Any]:
+        """Those that hear of it."""
+        with self._lock:
+            return list(self._followers)
 
     def hints_for(
         self, params: Sequence[Tensor], carried: Mapping[int, Sequence[Hint]] | None = None
