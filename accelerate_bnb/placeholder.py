@@ -6,6 +6,11 @@ from typing import Any, NoReturn
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
+_PLACEHOLDER = (
+    "BnbDummyOptim is a placeholder: accelerate_bnb.prepare(accelerator, ...) or BnbAccelerator.prepare(...) returns "
+    "the real optimizer; other methods of an Accelerator cannot make it"
+)
+
 
 class BnbDummyOptim(Optimizer):
     """Stands for the optimizer until `prepare` makes it, as Accelerate's `DummyOptim` does for DeepSpeed's.
@@ -40,11 +45,17 @@ class BnbDummyOptim(Optimizer):
     def __repr__(self) -> str:
         return f"BnbDummyOptim({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(
-            "BnbDummyOptim is a placeholder: accelerate_bnb.prepare(accelerator, ...) or BnbAccelerator.prepare(...) "
-            "returns the real optimizer; other methods of an Accelerator cannot make it"
-        )
+        raise RuntimeError(_PLACEHOLDER)
+
+    def _lack(self) -> NoReturn:
+        raise AttributeError(_PLACEHOLDER)
 
     step = zero_grad = state_dict = load_state_dict = add_param_group = _refuse
-    param_groups = state = defaults = property(_refuse)
+    param_groups = state = defaults = property(_lack)

@@ -179,6 +179,7 @@ class BnbOptimizerPlugin:
         options = {**self.optimizer_options(), **options}
         if as_groups and params is not None:
             raise ValueError("as_groups makes the groups itself: leave params out, or say hints in your groups")
+        self.optimizer_class([torch.zeros(1, requires_grad=True)], **options)  # an error, before hints are taken back
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         chosen = trainable if params is None else words.reusable(params)
         words.retire(chosen)

@@ -42,7 +42,7 @@ def prepare(
         *objects:
             As for `Accelerator.prepare`.
         plugin (`BnbOptimizerPlugin`, *optional*):
-            By default one from the environment.
+            By default the one of a `BnbAccelerator`, else one from the environment.
         device_placement (`Sequence[bool]`, *optional*):
             As for `Accelerator.prepare`.
 
@@ -57,6 +57,8 @@ def prepare(
     """
     if not hasattr(accelerator, "prepare"):
         raise TypeError(f"prepare: expected an Accelerator before the objects, got {type(accelerator).__name__}")
+    if isinstance(accelerator, BnbAccelerator) and plugin is None:
+        return accelerator.prepare(*objects, device_placement=device_placement)
     if isinstance(accelerator, BnbAccelerator):
         return _prepare(accelerator, super(BnbAccelerator, accelerator).prepare, objects, plugin, device_placement)
     return _prepare(accelerator, accelerator.prepare, objects, plugin, device_placement)

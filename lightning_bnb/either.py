@@ -2,7 +2,10 @@
 
 from typing import Any
 
+_PACKAGES = ("lightning", "pytorch_lightning")
+
 
 def is_a(thing: Any, name: str) -> bool:
-    """Whether an object's class, or one that it derives from, bears this name: isinstance sees one package only."""
-    return any(cls.__name__ == name for cls in type(thing).__mro__)
+    """Whether an object's class, or one above it, is theirs of this name: isinstance sees one of the two."""
+    theirs = (cls for cls in type(thing).__mro__ if cls.__module__.partition(".")[0] in _PACKAGES)
+    return any(cls.__name__ == name for cls in theirs)

@@ -43,7 +43,8 @@ def twin_of(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
 def stand_in(twin: Optimizer, optimizer: Optimizer) -> Callable[[], None]:
     """Lets a twin train in an optimizer's place.
 
-    The optimizer's groups are then the twin's, whatever is loaded or added, and its own step is an error.
+    The optimizer's groups are then the twin's, whatever is loaded into that or added to either, and its own step is an
+    error. What is loaded into the optimizer itself does not reach the twin.
 
     Returns:
         What gives the optimizer its place back. It keeps the twin.

@@ -343,6 +343,18 @@ def grids(rank, folder):
     return kept(model, optimizer)
 
 
+def broadcast(rank, folder):
+    """A whole checkpoint of the grid of rows, of which one process gives all others their parts."""
+    saved = torch.load(f"{folder}/rows.pt", weights_only=True)
+    model = sharded_net()
+    optimizer = adamw(model)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_state_dict(
+        model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"], options=options
+    )
+    return kept(model, optimizer)
+
+
 def swapped_after_a_step(rank):
     """fully_shard under an optimizer that has stepped already, as a framework does it."""
     model = net()

@@ -1,5 +1,6 @@
 """Accelerate in one process: what prepare makes, trains, saves and resumes."""
 
+import copy
 import pickle
 import warnings
 
@@ -214,10 +215,14 @@ def test_what_cannot_make_the_optimizer_of_a_placeholder_is_told_at_once(make):
     ]
     for use in uses:
         with pytest.raises(
-            RuntimeError, match=r"prepare\(accelerator, \.\.\.\) or BnbAccelerator\.prepare\(\.\.\.\) returns"
+            (RuntimeError, AttributeError),
+            match=r"prepare\(accelerator, \.\.\.\) or BnbAccelerator\.prepare\(\.\.\.\) returns",
         ):
             use()
     assert repr(placeholder) == "BnbDummyOptim(lr=0.1)"
+    assert not hasattr(placeholder, "param_groups")
+    copies = copy.deepcopy(placeholder), pickle.loads(pickle.dumps(placeholder))
+    assert all(one.options == {"lr": 0.1} for one in copies)
 
 
 def test_the_wrapper_pickles():

@@ -112,6 +112,29 @@ def test_a_part_that_gets_another_plugins_optimizer_loses_what_its_own_said():
     assert holds(body) | holds(head) == {"body": {"weight_decay": 0.5}, "head": {"eps": 1e-4}}
 
 
+def test_an_optimizer_that_cannot_be_made_takes_nothing_back():
+    net = Model()
+    plugin = BnbOptimizerPlugin(optimizer="adamw8bit", overrides={"head.*": {"optim_bits": 32}})
+    optimizer = plugin.create_optimizer(net)
+    before = [place.bits for place in optimizer.configurations()]
+    with pytest.raises(TypeError, match="unexpected option 'nonsense'"):
+        BnbOptimizerPlugin(optimizer="sgd8bit").create_optimizer(net, nonsense=1)
+    assert [place.bits for place in optimizer.configurations()] == before
+
+
+def test_the_accelerators_own_plugin_speaks_where_prepare_is_given_none():
+    prepared = []
+
+    class Counting(BnbAccelerator):
+        def prepare(self, *objects, **options):
+            prepared.append(len(objects))
+            return super().prepare(*objects, **options)
+
+    accelerator = Counting(cpu=True, bnb_plugin=BnbOptimizerPlugin(optimizer="lion8bit"))
+    _, optimizer = prepare(accelerator, Model(), BnbDummyOptim())
+    assert optimizer.optimizer.rule == "lion" and prepared == [2]
+
+
 def test_a_plugin_whose_optimizer_is_gone_is_an_earlier_one():
     model = Model()
     FIRST.create_optimizer(model, model.body.parameters())

@@ -335,9 +335,8 @@ def test_a_full_checkpoint_in_32_bits_is_not_lost_beside_the_state_that_torch_ha
         optimizer.step()
     weights, state = get_state_dict(model, optimizer, options=full)
     other, in_8bit = start(bnb.optim.AdamW8bit)
-    if theirs is torch.optim.AdamW:  # torch asks for every option of its own
-        for group in in_8bit.param_groups:
-            group.update({key: value for key, value in optimizer.param_groups[0].items() if key not in group})
+    if theirs is torch.optim.AdamW:  # else torch misses the options that ours has and theirs lacks
+        state = bnb.checkpoint.convert(state, to="torch_bnb", rule="adamw")
     set_state_dict(other, in_8bit, model_state_dict=weights, optim_state_dict=state, options=full)
     for name in ("exp_avg", "exp_avg_sq"):
         assert torch.equal(in_8bit.state[other.weight][name], optimizer.state[model.weight][name])

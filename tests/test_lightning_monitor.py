@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit import QUIET, Bare, Model, bits, csv_columns, data, fit
@@ -130,6 +130,14 @@ def test_the_monitors_own_interval_holds_for_optimizers_without_a_schedule(loggi
     columns = csv_columns(logger)
     assert columns["lr-AdamW/head.weight"] == [(step, 0.5) for step, _ in columns["lr-AdamW"]]
     assert len(columns["lr-AdamW"]) == (8 if logging_interval == "step" else 2)
+
+
+def test_a_callback_of_the_same_name_is_none_of_lightnings(tmp_path):
+    theirs = type("LearningRateMonitor", (Callback,), {"__module__": "users_own"})()
+    logger = CSVLogger(tmp_path)
+    callback = EightBitOptimizer(overrides={"head.weight": {"lr": 0.5}})
+    fit(Model(), callback, theirs, logger=logger, log_every_n_steps=1)
+    assert set(csv_columns(logger)) == {"epoch", "loss"}
 
 
 def test_without_a_learning_rate_monitor_no_rates_are_logged(tmp_path):

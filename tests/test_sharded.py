@@ -83,6 +83,18 @@ def test_how_parts_lie_in_memory_does_not_mix_up_the_norms_of_parameters(tmp_pat
         assert steps == {1}
 
 
+def test_a_checkpoint_of_rows_is_broadcast_to_shards(tmp_path):
+    model = shards.net()
+    optimizer = shards.adamw(model, block_grid="rows")
+    shards.learn(model, optimizer, range(2), seen=(0, 1))
+    weights, state = shards.get_state_dict(model, optimizer, options=shards.KINDS["full"])
+    torch.save({"model": weights, "optimizer": state}, tmp_path / "rows.pt")
+    expected = shards.kept(model, optimizer)
+    for found in run(shards.broadcast, 2, tmp_path, str(tmp_path)):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(torch.as_tensor(found[key]), torch.as_tensor(expected[key])) for key in expected)
+
+
 def test_a_checkpoint_with_the_flat_grid_converts_to_shards(tmp_path):
     model = shards.net()
     optimizer = shards.adamw(model)
