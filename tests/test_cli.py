@@ -186,9 +186,20 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def text(path):
+    path.write_text("hello")
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 FAILURES = [
     (lambda path: path.unlink(), "No such file"),
     (cut, "in.pt: it is damaged or no checkpoint"),
+    (text, "in.pt: it is no checkpoint of torch.save, whose files do not begin with b'h'"),
+    (folder, "in.pt is a folder; expected a file of torch.save, as optimizer.bin in one of Accelerate's"),
     (lambda path: torch.save({"weights": torch.zeros(3)}, path), "in.pt: there is no optimizer state in it"),
     (lambda path: torch.save({"model": nn.Linear(2, 2)}, path), "it refers to torch.nn.modules.linear.Linear"),
 ]

@@ -1,6 +1,7 @@
 """Checkpoints as files: written whole or not at all, read without running anything. Knows nothing of their contents."""
 
 import os
+import pickle
 import re
 import secrets
 import zipfile
@@ -13,6 +14,10 @@ from torch_bnb.checkpoint.formats.torchao import STAND_INS
 
 # In a zip entry's attributes; torch reads nothing for such an entry and leaves the tensor's memory as it was.
 _FOLDER = 0x10
+
+
+_BEGINNINGS = (pickle.PROTO, b"P", b"")
+"""Of a pickle, and of a zip file, be it cut; an empty one is torch's to refuse."""
 
 
 class DamagedError(Exception):
@@ -78,14 +83,22 @@ def load(path: str | os.PathLike) -> Any:
         ValueError: It is damaged, no checkpoint, or refers to code; the file and the reason are named, in one line.
         OSError: It cannot be opened.
     """
+    if os.path.isdir(path):
+        raise IsADirectoryError(
+            f"{os.fspath(path)} is a folder; expected a file of torch.save, as optimizer.bin in one of Accelerate's"
+        )
     with open(path, "rb") as file:
         try:
-            if zipfile.is_zipfile(file):
+            is_zip = zipfile.is_zipfile(file)
+            file.seek(0)
+            if not is_zip and (head := file.read(1)) not in _BEGINNINGS:
+                raise DamagedError(f"it is no checkpoint of torch.save, whose files do not begin with {head!r}")
+            if is_zip:
                 with zipfile.ZipFile(file) as archive:
                     if damaged := archive.testzip():
-                        raise DamagedError(f"the checksum of {damaged} is wrong")
+                        raise DamagedError(f"it is damaged: the checksum of {damaged} is wrong")
                     if folders := [entry.filename for entry in archive.infolist() if entry.external_attr & _FOLDER]:
-                        raise DamagedError(f"{folders[0]} is marked as a folder")
+                        raise DamagedError(f"it is damaged: {folders[0]} is marked as a folder")
             file.seek(0)
             with torch.serialization.safe_globals(STAND_INS):
                 return torch.load(file, map_location="cpu", weights_only=True)
@@ -97,7 +110,7 @@ def _reason(error: Exception) -> str:
     """In one line; torch explains at length."""
     text = str(error)
     if isinstance(error, DamagedError):
-        return f"it is damaged: {text}"
+        return text
     if code := re.search(r"GLOBAL (\S+) w", text):
         return f"it refers to {code[1]}, and a checkpoint from elsewhere may hold only tensors, numbers and containers"
     told = re.search(r"WeightsUnpickler error: *(.*)", text)

@@ -24,6 +24,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Converts, writes, and says what it did."""
+    if os.path.isdir(options.target):
+        raise ValueError(f"{options.target} is a folder; OUT is a file")
     if os.path.exists(options.target) and not options.force:
         raise ValueError(f"{options.target} exists; --force replaces it")
     content = checkpoint.load(options.source)
