@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import shards
@@ -10,8 +11,11 @@ import torch
 from cases import CASES
 from processes import run
 from torch import nn
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 import torch_bnb as bnb
+from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
 
 pytestmark = pytest.mark.distributed
@@ -81,6 +85,14 @@ def test_how_parts_lie_in_memory_does_not_mix_up_the_norms_of_parameters(tmp_pat
     for wrong, steps in run(shards.own_layouts, 2, tmp_path):
         assert wrong == []
         assert steps == {1}
+
+
+def test_whole_state_is_not_cut_where_parts_are_no_pieces_in_a_row():
+    like = SimpleNamespace(
+        placements=(_StridedShard(0, split_factor=2), Shard(0))
+    )  # what FSDP2 makes of a column shard
+    with pytest.raises(ValueError, match=r"a tensor of shape \(8, 4\) that is whole cannot be cut as .*StridedShard"):
+        sharding.take(torch.ones(8, 4), like)
 
 
 def test_a_checkpoint_of_rows_is_broadcast_to_shards(tmp_path):
