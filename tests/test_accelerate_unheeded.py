@@ -132,9 +132,11 @@ def test_optimizers_of_two_plugins_beside_each_other_are_as_they_say():
         first.create_optimizer(model, model[0].parameters()),
         second.create_optimizer(model, model[1].parameters()),
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        prepare(Accelerator(cpu=True), model, *optimizers, plugin=second)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, *prepared = prepare(Accelerator(cpu=True), model, *optimizers, plugin=second)
+    assert [str(warning.message) for warning in caught] == []
+    assert [one.optimizer for one in prepared] == optimizers
 
 
 def test_a_warning_names_the_users_line():
