@@ -92,7 +92,10 @@ class BnbOptimizerPlugin:
         if self.config_file is None:
             self.config_file = environment.get("config_file")
         in_file = settings.from_file(self.config_file) if self.config_file is not None else {}
-        defaults = {"paged": False, "strict": True}
+        self._names_optimizer = any(
+            name is not None for name in (self.optimizer, environment.get("optimizer"), in_file.get("optimizer"))
+        )
+        defaults = {"optimizer": "adamw", "paged": False, "strict": True}
         for known in fields(self):
             for source in (environment, in_file, defaults):
                 if getattr(self, known.name) is None:
@@ -112,11 +115,15 @@ class BnbOptimizerPlugin:
     @property
     def optimizer_class(self) -> type[BlockwiseOptimizer]:
         """The class that `optimizer` and `paged` mean."""
-        given = "adamw" if self.optimizer is None else self.optimizer
+        given = self.optimizer
         if isinstance(given, type) and not issubclass(given, BlockwiseOptimizer):
             raise ValueError(f"optimizer={given!r}: expected a name, or a class of torch_bnb.optim")
         cls = given if isinstance(given, type) else by_name(given)
         return by_name(f"Paged{cls.__name__}") if self.paged and not cls.__name__.startswith("Paged") else cls
+
+    def names_optimizer(self) -> bool:
+        """Whether somebody has said which optimizer, in code, in the environment or in a file."""
+        return self._names_optimizer
 
     def given_options(self) -> dict[str, Any]:
         """The options of the optimizer that were given, in code, in the environment or in a file."""

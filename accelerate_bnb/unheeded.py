@@ -23,10 +23,10 @@ def as_built(optimizer: BlockwiseOptimizer, plugin: BnbOptimizerPlugin) -> str |
         for name, value in _said(plugin).items()
         if value not in [*_built_with(optimizer, name), optimizer.defaults.get(name)]
     }
-    if not other and (plugin.optimizer is None or cls.rule == optimizer.rule):
+    if not other and (not plugin.names_optimizer() or cls.rule == optimizer.rule):
         return None
     mine = [f"{name}={' and '.join(map(repr, values))}" for name in other if (values := _built_with(optimizer, name))]
-    theirs = [*([] if plugin.optimizer is None else [cls.__name__]), *(f"{name}={other[name]!r}" for name in other)]
+    theirs = [*([cls.__name__] if plugin.names_optimizer() else []), *(f"{name}={other[name]!r}" for name in other)]
     return (
         f"prepare: {type(optimizer).__name__}{' with ' if mine else ''}{', '.join(mine)} trains as it was built, not "
         f"what the plugin says ({', '.join(theirs)}); {_INSTEAD}"

@@ -35,6 +35,7 @@ def test_every_field_has_a_help_text_and_no_default_of_its_own():
         "optimizer lr betas weight_decay optim_bits min_8bit_size overrides config_file embeddings_32bit paged strict"
     )
     assert [field.name for field in fields(BnbOptimizerPlugin)] == expected.split()
+    assert (BnbOptimizerPlugin().optimizer, BnbOptimizerPlugin().names_optimizer()) == ("adamw", False)
     assert all(field.default is None and field.metadata["help"] for field in fields(BnbOptimizerPlugin))
 
 
