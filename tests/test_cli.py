@@ -94,6 +94,13 @@ def test_json_says_the_same_in_numbers(tmp_path, shell):
     assert sum(row["bytes_32bit"] for row in first["states"]) == 2 * 4 * (64 * 64 + 50 + 5001)
 
 
+def test_states_that_cannot_be_read_are_printed_and_then_an_error(tmp_path, shell):
+    content = {"good": trained().state_dict(), "other": trained(torch.optim.AdamW, amsgrad=True).state_dict()}
+    code, out, err = shell("inspect", saved(tmp_path, content))
+    assert code == 2 and err.endswith("in.pt: 1 of 2 states cannot be read: ['other']\n")
+    assert "['good']: in the form of torch_bnb" in out and "['other']: in the form of torch.optim" in out
+
+
 class Net(LightningModule):
     def __init__(self):
         super().__init__()

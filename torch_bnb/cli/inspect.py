@@ -16,7 +16,11 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints a description of every state."""
+    """Prints a description of every state.
+
+    Raises:
+        ValueError: There is none, or one of them cannot be read; everything has been printed before.
+    """
     found = checkpoint.describe(checkpoint.load(options.file))
     if not found:
         raise ValueError(f"{options.file}: there is no optimizer state in it")
@@ -24,3 +28,5 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps([description.to_dict() for description in found], indent=2))
     else:
         print("\n\n".join(map(str, found)))
+    if damaged := [description.where or "the file itself" for description in found if description.problem]:
+        raise ValueError(f"{options.file}: {len(damaged)} of {len(found)} states cannot be read: {', '.join(damaged)}")
