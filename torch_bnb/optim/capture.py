@@ -201,8 +201,8 @@ def _on(device: torch.device, scalar: float | Tensor) -> Tensor:
     return torch.full((), scalar, dtype=torch.float32, device=device)
 
 
-def _as_tensor(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Ascending numbers as int64, likewise."""
-    starts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(numbers)) if b != a + 1), len(numbers)]
-    runs = [torch.arange(numbers[a], numbers[b - 1] + 1, device=device) for a, b in pairwise(starts)]
+def _as_tensor(indices: Sequence[int], device: torch.device) -> Tensor:
+    """Ascending indices as int64, likewise."""
+    starts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(indices)) if b != a + 1), len(indices)]
+    runs = [torch.arange(indices[a], indices[b - 1] + 1, device=device) for a, b in pairwise(starts)]
     return torch.cat(runs)

@@ -54,10 +54,10 @@ def _measure(calls: Sequence[Call], rule: str, names: Mapping[str, bool]) -> Non
         call.norms = ops.norms_of(own, call.arguments["max_unorm"])
 
 
-def add_up(numbers: Sequence[Tensor], groups: Sequence[tuple[Any, ...]]) -> None:
+def add_up(sums: Sequence[Tensor], groups: Sequence[tuple[Any, ...]]) -> None:
     """Sums of this process become sums of all, in place; those of the same groups travel together."""
     together: dict[tuple, list[Tensor]] = {}
-    for own, group in zip(numbers, groups, strict=True):
+    for own, group in zip(sums, groups, strict=True):
         if group:
             together.setdefault((own.device, *group), []).append(own)
     for (_, *group), parts in together.items():

@@ -26,9 +26,19 @@ if TYPE_CHECKING:
     from torch_bnb.optim.base import BlockwiseOptimizer
 
 
+class Terms(NamedTuple):
+    """What the operator gets besides tensors."""
+
+    scalars: dict[str, float]
+    """The rule's."""
+    arguments: dict[str, Any]
+    active: Mapping[str, bool]
+    """The states in use."""
+
+
 @dataclass
 class Situation:
-    """Parameters of one group with the same overrides and the same step: they have the same numbers."""
+    """Parameters of one group with the same overrides and the same step: they have the same terms."""
 
     group: int
     slot: Slot
@@ -38,17 +48,16 @@ class Situation:
     """The options about state when this was planned; `config` may be the live group, which users write to."""
     bits: int
     """Of each element of their state, 8 or 32."""
-    numbers: tuple[dict[str, float], dict[str, Any], Mapping[str, bool]]
-    """The rule's scalars, the operator's other arguments, the states in use."""
+    terms: Terms
     key: int
-    """The same for situations with the same numbers."""
+    """The same for situations with the same terms."""
 
 
 class Situations:
     """Those of one step, each worked out once.
 
     Args:
-        optimizer: Whose groups, and whose rule's numbers.
+        optimizer: Whose groups, and whose rule's scalars.
     """
 
     def __init__(self, optimizer: "BlockwiseOptimizer") -> None:
@@ -70,20 +79,18 @@ class Situations:
         like = group, id(slot.overrides), bits, step, fresh
         if like not in self._found:
             config, about = self.config(group, slot)
-            numbers = numbers_of(self._optimizer, config, bits, step, fresh)
-            key = self._keys.setdefault(tuple((tuple(part), *part.values()) for part in numbers), len(self._keys))
-            self._found[like] = Situation(group, slot, config, about, bits, numbers, key)
+            terms = terms_of(self._optimizer, config, bits, step, fresh)
+            key = self._keys.setdefault(tuple((tuple(part), *part.values()) for part in terms), len(self._keys))
+            self._found[like] = Situation(group, slot, config, about, bits, terms, key)
         return self._found[like]
 
 
-def numbers_of(
-    optimizer: "BlockwiseOptimizer", config: Group, bits: int, step: int, fresh: bool
-) -> tuple[dict[str, float], dict[str, Any], Mapping[str, bool]]:
-    """What the operator gets for parameters with this config and bits of state at this step."""
+def terms_of(optimizer: "BlockwiseOptimizer", config: Group, bits: int, step: int, fresh: bool) -> Terms:
+    """Those for parameters with this config and bits of state at this step."""
     if bits != config["optim_bits"]:
         config = {**config, "optim_bits": bits}
     arguments = options.arguments(config, optimizer.states, optimizer.decays(config))
-    return optimizer.scalars(config, step, fresh), arguments, optimizer.active_states(config)
+    return Terms(optimizer.scalars(config, step, fresh), arguments, optimizer.active_states(config))
 
 
 @dataclass
@@ -241,7 +248,7 @@ class Plan:
         return len(optimizer.state) == len(self._known) and all(map(is_, optimizer.state.values(), self._known))
 
     def renew(self, optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> bool:
-        """Makes it the plan of the next step, if that is like the last one but for gradients and numbers.
+        """Makes it the plan of the next step, if that is like the last one but for gradients and scalars.
 
         Args:
             optimizer: As before.
@@ -271,12 +278,14 @@ class Plan:
         for situation, position in planned.situations.values():
             config = situation.slot.config(optimizer.param_groups[situation.group])
             fresh = not call.active
-            numbers = numbers_of(optimizer, config, situation.bits, call.steps[position] + 1, fresh)
-            if scalars not in (None, numbers[0]) or numbers[1:] != (call.arguments, call.active):
+            terms = terms_of(optimizer, config, situation.bits, call.steps[position] + 1, fresh)
+            if scalars not in (None, terms.scalars):
+                return False
+            if (terms.arguments, terms.active) != (call.arguments, call.active):
                 return False
             if about_state(config) != situation.about:
                 return False
-            scalars = numbers[0]
+            scalars = terms.scalars
         call.scalars = scalars or call.scalars
         call.steps = [step + 1 for step in call.steps]
         return call.take(its, grads, optimizer.states)
@@ -291,7 +300,7 @@ def _step_of(state: State, names: Mapping[str, bool]) -> tuple[int, bool]:
 def _prepared(optimizer: "BlockwiseOptimizer", one: Stepping) -> State:
     """The state of a parameter that steps, as its options want it."""
     state, config = optimizer.state[one.parameter], one.situation.config
-    active = one.situation.numbers[2]
+    active = one.situation.terms.active
     storage.prepare(state, active, one.parameter, config, optimizer.initial(config))
     if config["percentile_clipping"] < 100:
         state.setdefault(storage.HISTORY, storage.new_history(one.parameter))
@@ -301,7 +310,7 @@ def _prepared(optimizer: "BlockwiseOptimizer", one: Stepping) -> State:
 def _new_call(optimizer: "BlockwiseOptimizer", one: Stepping) -> Call:
     """An empty call for parameters like this one."""
     config, facts = one.situation.config, one.facts
-    common = *one.situation.numbers, config["percentile_clipping"], facts.groups
+    common = *one.situation.terms, config["percentile_clipping"], facts.groups
     if facts.away:
         return PagedCall(*common, whole=measures(optimizer, config))
     return (SparseCall if one.grad.layout is torch.sparse_coo else Call)(*common)

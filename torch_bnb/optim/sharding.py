@@ -80,7 +80,7 @@ class Part:
         return self.offset[0] * self.row_stride + sum(first * inner for first in self.offset[1:2])
 
     def keeps_blocks_whole(self, blocksize: int) -> bool:
-        """Whether no block of the whole's rows is cut, nor laid out in an other way than the numbers about blocks are.
+        """Whether no block of the whole's rows is cut, nor laid out otherwise than their absmax are.
 
         A cut of the first dimension is one between rows. One of the second must be between blocks, on every process.
         """
@@ -169,10 +169,10 @@ def groups_of(parameter: Tensor) -> tuple[Any, ...]:
     return tuple(mesh.get_group(dim) for dim in sharded if mesh.size(dim) > 1)
 
 
-def add_up(numbers: Tensor, groups: Sequence[Any]) -> None:
+def add_up(sums: Tensor, groups: Sequence[Any]) -> None:
     """Sums of this process become sums of all, in place. Every process of the groups calls it."""
     for group in groups:
-        torch.distributed.all_reduce(numbers, group=group)
+        torch.distributed.all_reduce(sums, group=group)
 
 
 def flat_gradients() -> list[tuple[int, ...]]:
