@@ -16,8 +16,8 @@ from torch_bnb.overrides.hints import Hint, Level, ModuleHint
 from torch_bnb.overrides.resolve import Key, check_overrides, find, hints_through, names, own, spell
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, known_names, known_options, validate
 
-Home = tuple[nn.Module, str]
-"""Where a parameter lives: a module, and which attribute of it."""
+Holder = tuple[nn.Module, str]
+"""What holds a parameter: a module, and under which attribute."""
 
 _Source = Callable[[Key], str]
 """What `explain` calls a hint, from its key."""
@@ -62,7 +62,7 @@ class GlobalOptimManager:
                 cls._instance = super().__new__(cls)
                 cls._instance.version = 0
                 cls._instance._followers = weakref.WeakSet()
-                cls._instance._homes = {}
+                cls._instance._holders = {}
         return cls._instance
 
     def __reduce__(self) -> tuple:
@@ -73,7 +73,7 @@ class GlobalOptimManager:
         """Forgets everything: hints on parameters and modules, and which modules are known. Class declarations stay."""
         with self._lock:
             hints.next_epoch()
-            self._homes = {}
+            self._holders = {}
             self.version += 1
 
     def register_parameters(
@@ -380,29 +380,29 @@ class GlobalOptimManager:
                 hint = hints.add_on_parameter(parameter, config, withdrawn)
                 for follower in list(self._followers):
                     follower.receive(parameter, hint)
-            self._bind(self._homes_of(parameters))
+            self._bind(self._holders_of(parameters))
             self.version += 1
 
-    def _homes_of(self, parameters: list[Tensor]) -> Iterator[Home]:
+    def _holders_of(self, parameters: list[Tensor]) -> Iterator[Holder]:
         """Where known modules hold these very parameters as their own."""
-        found = list(map(self._home_of, parameters))
+        found = list(map(self._known_holders, parameters))
         if not all(found):  # maybe modules were added or their parameters replaced since
-            self._homes = {}
+            self._holders = {}
             for module in hints.known_modules():
                 for attribute, held in own(module).items():
-                    self._homes.setdefault(id(held), []).append((weakref.ref(module), attribute))
-            found = list(map(self._home_of, parameters))
+                    self._holders.setdefault(id(held), []).append((weakref.ref(module), attribute))
+            found = list(map(self._known_holders, parameters))
         return chain.from_iterable(found)
 
-    def _home_of(self, parameter: Tensor) -> list[Home]:
-        noted = ((module(), attribute) for module, attribute in self._homes.get(id(parameter), ()))
-        homes = [(module, attribute) for module, attribute in noted if module is not None]
-        return [(module, attribute) for module, attribute in homes if module._parameters.get(attribute) is parameter]
+    def _known_holders(self, parameter: Tensor) -> list[Holder]:
+        noted = ((module(), attribute) for module, attribute in self._holders.get(id(parameter), ()))
+        holders = [(module, attribute) for module, attribute in noted if module is not None]
+        return [(module, attribute) for module, attribute in holders if module._parameters.get(attribute) is parameter]
 
-    def _bind(self, homes: Iterable[Home]) -> None:
+    def _bind(self, holders: Iterable[Holder]) -> None:
         """Lets hints given on Parameter objects hold for the places that the objects are in."""
         bound: dict[nn.Module, list[ModuleHint]] = {}
-        for module, attribute in homes:
+        for module, attribute in holders:
             parameter = module._parameters[attribute]
             number = hints.identity(parameter)[1]
             for hint in hints.on_parameter(parameter):
