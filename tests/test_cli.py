@@ -1,8 +1,10 @@
-"""`python -m torch_bnb doctor`, `inspect` and `convert`: what a user types, and what comes of it."""
+"""`python -m torch_bnb doctor`, `plan`, `inspect` and `convert`: what a user types, and what comes of it."""
 
 import itertools
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -240,3 +242,45 @@ def test_what_cannot_be_read_is_still_described():
     assert found.form == "torch.optim" and "amsgrad=True" in found.problem
     (found,) = bnb.checkpoint.describe({"state": {0: {"momentum": torch.zeros(3)}}, "param_groups": [{"params": [0]}]})
     assert (found.form, found.parameters, found.states) == ("unknown", 1, ())
+
+
+def command(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "torch_bnb", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def test_the_command_plans_a_model_by_name(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Linear(4096, 4096, bias=False)\n"
+    )
+    (tmp_path / "hints.yaml").write_text("weight: {optim_bits: 32}\n")
+    shown = command("plan", "mine:make", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "weight" in shown.stdout and "32.50 MiB" in shown.stdout and "128.00 MiB" in shown.stdout
+    hinted = command("plan", "mine:make", "--overrides", "hints.yaml", "--optimizer", "Lion", "--json", cwd=tmp_path)
+    assert json.loads(hinted.stdout)["total"]["state"] == 4 * 4096 * 4096
+    fixed = command("plan", "mine:make", "--optimizer", "lion-32bit", "--json", cwd=tmp_path)
+    assert json.loads(fixed.stdout)["total"]["state"] == 4 * 4096 * 4096
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mine",), "'mine': expected package.module:factory"),
+        (("no.such:thing",), "'no.such:thing': No module named 'no'"),
+        (("builtins:dict",), "'builtins:dict' made a dict, expected an nn.Module"),
+        (("torch.nn:Identity", "--option", "momentum"), "--option momentum: expected KEY=VALUE"),
+        (("mine:make", "--option", "block_grid=row"), "AdamW: block_grid='row': expected 'flat' or 'rows'"),
+        (("mine:make", "--optimizer", "adamx"), "unknown optimizer 'adamx'; did you mean adam"),
+        (
+            ("mine:make", "--optimizer", "Adam8bit", "--optim-bits", "32"),
+            "Adam8bit: optim_bits=32: expected 8; use Adam",
+        ),
+        (("torch.nn:Identity", "--overrides", "none.yaml"), "No such file or directory: 'none.yaml'"),
+    ],
+)
+def test_the_command_says_what_is_wrong(tmp_path, arguments, message):
+    (tmp_path / "mine.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(64, 64)\n")
+    done = command("plan", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -3,8 +3,12 @@
 import pytest
 import torch
 from cases import CASES
+from model import Model, train
+from torch import nn
 
 import torch_bnb as bnb
+from torch_bnb import OverrideError
+from torch_bnb.optim import SGD, AdamW
 
 OPTIONS = [
     {},
@@ -81,3 +85,61 @@ def test_a_subclass_says_what_it_takes():
     for optimizer in (Mine, PassedOn, Variant):
         options = {key: value for key, value in optimizer([parameter]).defaults.items() if key in takes(optimizer)}
         assert optimizer([parameter], **options).defaults["lr"] == optimizer([parameter]).defaults["lr"]
+
+
+@pytest.mark.parametrize("optim_bits", [8, 32])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_plan_is_what_is_measured(manager, optim_bits, device, known):
+    with torch.device(device):
+        planned = Model()
+    model = Model()
+    for m in (planned, model):
+        if known:
+            manager.register_parameters(m)
+        manager.override_named(m, {"blocks.0.*": {"optim_bits": 8, "min_8bit_size": 1}})
+    plan = bnb.plan(planned, AdamW, optim_bits, lr=0.5)
+    optimizer = AdamW(model.parameters(), optim_bits=optim_bits)
+    train(model, optimizer)
+    report = bnb.report(optimizer)
+    assert plan.total == report.total
+    assert [row.state for row in plan.rows] == [row.state for row in report.rows]
+    assert plan.total.state_32bit == 8 * sum(p.numel() for p in model.parameters())
+    if device == "meta":
+        assert all(p.is_meta for p in planned.parameters())
+
+
+def test_frozen_parameters_that_an_optimizer_holds_take_no_state(manager):
+    model = Model()
+    manager.register_parameters(model)
+    model.embed.requires_grad_(False)
+    optimizer = AdamW(model.parameters(), optim_bits=8)
+    expected, seen = bnb.plan(model, "adamw8bit").total, bnb.report(optimizer)
+    assert (seen.total.planned, seen.total.state_32bit) == (expected.state, expected.state_32bit)
+    assert seen.embedding_bytes == 0 and len(seen.rows) == len(list(model.parameters()))
+
+
+def test_a_plan_takes_patterns_and_options_and_leaves_no_trace(manager):
+    model = Model()
+    model.head.requires_grad_(False)
+    version = manager.version
+    plain, hinted = bnb.plan(model), bnb.plan(model, overrides={nn.Embedding: {"optim_bits": 32}})
+    assert hinted.total.state - plain.total.state == 2 * (4 * 6400 - 6400 - 4 * 25)
+    assert manager.version == version and not manager.explain(model)["embed.weight"].overrides
+    assert bnb.plan(model, SGD).total.state == 0
+    assert bnb.plan(model, SGD, 32, momentum=0.9).total.state == 4 * sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
+    rows = {row.name: row for row in plain.rows}
+    assert rows["head.weight"].bits is None and rows["head.weight"].state == rows["head.weight"].gradient == 0
+    with pytest.raises(OverrideError, match="pattern 'nope': Model has no parameter"):
+        bnb.plan(model, overrides={"nope": {"lr": 1.0}})
+
+
+def test_torch_optimizers_are_measured_too():
+    p = nn.Parameter(torch.zeros(1000))
+    optimizer = torch.optim.AdamW([p])
+    p.grad = torch.ones(1000)
+    optimizer.step()
+    assert bnb.report(optimizer).total.state == 8000
+    assert bnb.report(optimizer).total.gradient == 4000
