@@ -449,30 +449,70 @@ def test_a_schedule_may_take_the_momentum_to_0():
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("bits", [8, 32])
-@pytest.mark.parametrize("what", ["data", "state", "dtype of absmax", "length of absmax", "no absmax"])
-def test_state_that_does_not_fit_is_an_error_before_any_parameter_moves(bits, what):
+def other_data(q, state):
+    q.data, q.grad = torch.ones(6000), torch.ones(6000)
+
+
+DAMAGE = [  # what it is called by, which bits of state it is of, what somebody does to a parameter or its state
+    (r"its exp_avg\w* is torch.* with 6000 elements", (8, 32), other_data),
+    ("its exp_avg is torch.float64", (32,), lambda q, state: state.update(exp_avg=state["exp_avg"].double())),
+    ("its exp_avg_codes is", (8,), lambda q, state: state.update(exp_avg_codes=state["exp_avg_codes"].double())),
+    ("its exp_avg_absmax is", (8,), lambda q, state: state.update(exp_avg_absmax=state["exp_avg_absmax"].half())),
+    ("its exp_avg_sq_absmax is", (8,), lambda q, state: state.update(exp_avg_sq_absmax=torch.ones(7))),
+    ("there is exp_avg_codes and no exp_avg_absmax", (8,), lambda q, state: state.pop("exp_avg_absmax")),
+    ("there is exp_avg_absmax and no exp_avg_codes", (8,), lambda q, state: state.pop("exp_avg_codes")),
+    ("it has stepped and there is no exp_avg", (32,), lambda q, state: state.pop("exp_avg")),
+    (
+        "it has stepped and there is no exp_avg",
+        (8,),
+        lambda q, state: (state.pop("exp_avg_codes"), state.pop("exp_avg_absmax")),
+    ),
+    (
+        "it has stepped and there is no exp_avg nor exp_avg_sq",
+        (8, 32),
+        lambda q, state: [state.pop(key) for key in list(state) if key != "step"],
+    ),
+    (r"there is exp_avg and no step count", (8, 32), lambda q, state: state.pop("step")),
+    ("it has no memory, its storage has been freed", (8, 32), lambda q, state: q.untyped_storage().resize_(0)),
+    ("its gradient has no memory", (8, 32), lambda q, state: q.grad.untyped_storage().resize_(0)),
+    ("its exp_avg has no memory", (32,), lambda q, state: state["exp_avg"].untyped_storage().resize_(0)),
+    ("its exp_avg_codes has no memory", (8,), lambda q, state: state["exp_avg_codes"].untyped_storage().resize_(0)),
+    ("its exp_avg_absmax has no memory", (8,), lambda q, state: state["exp_avg_absmax"].untyped_storage().resize_(0)),
+]
+CASES_OF_DAMAGE = [(bits, message, damage) for message, bit_widths, damage in DAMAGE for bits in bit_widths]
+
+
+@pytest.mark.parametrize("capturable", [False, True], ids=["", "capturable"])
+@pytest.mark.parametrize("steps", [1, 2], ids=["before it is known", "when it is known"])
+@pytest.mark.parametrize(
+    ("bits", "message", "damage"), CASES_OF_DAMAGE, ids=[f"{bits}-{message}" for bits, message, _ in CASES_OF_DAMAGE]
+)
+def test_state_that_does_not_fit_is_an_error_before_any_parameter_moves(bits, message, damage, steps, capturable):
     p, q = param(5000), param(4500)
-    optimizer = bnb.optim.AdamW([{"params": [p]}, {"params": [q], "lr": 0.5}], optim_bits=bits)
-    optimizer.step()
-    if what == "data":
-        q.data = torch.ones(6000)
-        q.grad = torch.ones(6000)
-    elif what == "state":
-        key = "exp_avg" if bits == 32 else "exp_avg_codes"
-        optimizer.state[q][key] = optimizer.state[q][key].double()
-    elif bits == 32:
-        return
-    elif what == "dtype of absmax":
-        optimizer.state[q]["exp_avg_absmax"] = optimizer.state[q]["exp_avg_absmax"].half()
-    elif what == "length of absmax":
-        optimizer.state[q]["exp_avg_sq_absmax"] = optimizer.state[q]["exp_avg_sq_absmax"][:7]
-    else:
-        del optimizer.state[q]["exp_avg_absmax"]
-    before = p.detach().clone()
-    with pytest.raises(ValueError, match=r"AdamW: parameter 0 of group 1, shape .*: .* exp_avg\w* (is torch|and no)"):
+    groups = [{"params": [p]}, {"params": [q], "lr": 0.5}]
+    optimizer = bnb.optim.AdamW(groups, optim_bits=bits, capturable=capturable)
+    for _ in range(steps):
         optimizer.step()
-    assert torch.equal(p, before) and optimizer.state[p]["step"] == 1
+    damage(q, optimizer.state[q])
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match=rf"AdamW: parameter 0 of group 1, shape .*: {message}"):
+        optimizer.step()
+    assert torch.equal(p, before) and optimizer.state[p]["step"] == steps
+
+
+@pytest.mark.parametrize("capturable", [False, True], ids=["", "capturable"])
+def test_a_parameter_whose_state_was_taken_away_as_a_whole_begins_anew(capturable):
+    p, q = param(5000), param(5000)
+    optimizer = bnb.optim.AdamW([p, q], optim_bits=8, capturable=capturable)
+    fresh = p.detach().clone().requires_grad_()
+    optimizer.step()
+    del optimizer.state[p]
+    optimizer.state[q].clear()
+    fresh.data, fresh.grad = p.detach().clone(), p.grad.clone()
+    optimizer.step()
+    bnb.optim.AdamW([fresh], optim_bits=8, capturable=capturable).step()
+    assert torch.equal(p, fresh)
+    assert [optimizer.state[each]["step"] for each in (p, q)] == [1, 1]
 
 
 def test_a_buffer_that_was_taken_away_begins_anew():

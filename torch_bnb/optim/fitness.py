@@ -30,6 +30,7 @@ def check_grad(
     name = type(optimizer).__name__
     sharded = sharding.is_sharded(parameter)
     whole = _needs_whole(optimizer, config)
+    required = optimizer.active_states(config).keys() - optimizer.optional
     if sharded and not sharding.is_sharded(grad):
         what, error = "it is sharded (a DTensor) and its gradient is a plain tensor", ValueError
     elif sharded and not config["block_wise"]:
@@ -58,7 +59,11 @@ def check_grad(
     elif grad.dtype not in FLOATING or grad.device != parameter.device:
         theirs = f"{grad.dtype} on {grad.device}"
         what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
-    elif unfit := storage.misfit(optimizer.state.get(parameter, {}), optimizer.states, parameter):
+    elif storage.is_freed(parameter):
+        what, error = "it has no memory, its storage has been freed", ValueError
+    elif storage.is_freed(grad):
+        what, error = "its gradient has no memory, the storage has been freed", ValueError
+    elif unfit := storage.misfit(optimizer.state.get(parameter, {}), optimizer.states, required, parameter):
         what, error = unfit, ValueError
     if error is not None:
         place = f"parameter {position} of group {group}, shape {tuple(parameter.shape)}"

@@ -151,6 +151,8 @@ class Plan:
             if remembered is None or grad.layout is not torch.strided:
                 return False
             facts, state = remembered
+            if "step" not in state:  # somebody has taken it away
+                return False
             if facts.about != situations.config(g, slot)[1]:
                 return False
             if facts.sharded and not sharding.is_laid_out_alike(grad, parameter):  # moved once, by all processes

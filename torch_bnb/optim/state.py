@@ -7,7 +7,7 @@ sharded or in host memory; no rule, no group.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -291,25 +291,55 @@ def has(state: State, name: str) -> bool:
     return name in state or codes_key(name) in state
 
 
-def misfit(state: State, names: Mapping[str, bool], parameter: Tensor) -> str | None:
-    """What is wrong with a parameter's state, as after somebody has exchanged either's data; None if nothing is."""
-    numel = sharding.local(parameter).numel()
+def misfit(state: State, names: Mapping[str, bool], required: Collection[str], parameter: Tensor) -> str | None:
+    """What is wrong with a parameter's state, as after somebody has exchanged or deleted some of it; None if nothing.
+
+    Args:
+        state: Empty before the first step.
+        names: The rule's states, and whether each has a sign.
+        required: Those of them that a parameter cannot be without once it has stepped.
+        parameter: Whose state it is.
+    """
     for name in names:
-        for key, dtype in ((name, torch.float32), (codes_key(name), torch.uint8)):
-            kept = state.get(key)
-            if kept is not None and (kept.dtype is not dtype or sharding.local(kept).numel() != numel):
-                return f"its {key} is {_described(kept)}; expected {dtype} with {parameter.numel()} elements"
-        codes, absmax = state.get(codes_key(name)), state.get(absmax_key(name))
-        if codes is None:
-            continue
-        if absmax is None:
-            return f"there is {codes_key(name)} and no {absmax_key(name)}"
-        shape = sharding.local(codes).shape or (1,)
-        counts = {math.prod(absmax_shape(shape, form)) for form in (Form.FLAT, Form.ROWS, Form.WHOLE)}
-        if absmax.dtype is not torch.float32 or sharding.local(absmax).numel() not in counts:
-            numbers = " or ".join(map(str, sorted(counts)))
-            return f"its {absmax_key(name)} is {_described(absmax)}; expected torch.float32 with {numbers} elements"
+        if unfit := _misfit_of_one(state, name, parameter):
+            return unfit
+    required = [name for name in names if name in required]
+    step, there = state.get("step", 0), [name for name in required if has(state, name)]
+    if there and "step" not in state:
+        return f"there is {there[0]} and no step count"
+    has_stepped = isinstance(step, Tensor) or step > 0
+    if (there or has_stepped) and (missing := [name for name in required if name not in there]):
+        return f"it has stepped and there is no {' nor '.join(missing)}"
     return None
+
+
+def _misfit_of_one(state: State, name: str, parameter: Tensor) -> str | None:
+    value, codes, absmax = (state.get(key) for key in (name, codes_key(name), absmax_key(name)))
+    for key, kept in ((name, value), (codes_key(name), codes), (absmax_key(name), absmax)):
+        if kept is not None and is_freed(kept):
+            return f"its {key} has no memory, the storage has been freed"
+    numel = sharding.local(parameter).numel()
+    for key, kept, dtype in ((name, value, torch.float32), (codes_key(name), codes, torch.uint8)):
+        if kept is not None and (kept.dtype is not dtype or sharding.local(kept).numel() != numel):
+            return f"its {key} is {_described(kept)}; expected {dtype} with {parameter.numel()} elements"
+    if (codes is None) is not (absmax is None):
+        keys = codes_key(name), absmax_key(name)
+        return "there is {} and no {}".format(*(keys if absmax is None else reversed(keys)))
+    if absmax is None:
+        return None
+    shape = sharding.local(codes).shape or (1,)
+    counts = {math.prod(absmax_shape(shape, form)) for form in (Form.FLAT, Form.ROWS, Form.WHOLE)}
+    if absmax.dtype is not torch.float32 or sharding.local(absmax).numel() not in counts:
+        numbers = " or ".join(map(str, sorted(counts)))
+        return f"its {absmax_key(name)} is {_described(absmax)}; expected torch.float32 with {numbers} elements"
+    return None
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Whether a tensor has elements and no memory for them, as after ``untyped_storage().resize_(0)``."""
+    here = sharding.local(tensor)
+    has_memory = here.layout is not torch.strided or here._is_zerotensor() or here.untyped_storage().nbytes() > 0
+    return here.numel() > 0 and not has_memory
 
 
 def _described(tensor: Tensor) -> str:
