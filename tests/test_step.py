@@ -473,7 +473,11 @@ DAMAGE = [  # what it is called by, which bits of state it is of, what somebody 
         lambda q, state: [state.pop(key) for key in list(state) if key != "step"],
     ),
     (r"there is exp_avg and no step count", (8, 32), lambda q, state: state.pop("step")),
-    ("it has no memory, its storage has been freed", (8, 32), lambda q, state: q.untyped_storage().resize_(0)),
+    (
+        "the parameter has no memory, its storage has been freed",
+        (8, 32),
+        lambda q, state: q.untyped_storage().resize_(0),
+    ),
     ("its gradient has no memory", (8, 32), lambda q, state: q.grad.untyped_storage().resize_(0)),
     ("its exp_avg has no memory", (32,), lambda q, state: state["exp_avg"].untyped_storage().resize_(0)),
     ("its exp_avg_codes has no memory", (8,), lambda q, state: state["exp_avg_codes"].untyped_storage().resize_(0)),

@@ -17,7 +17,7 @@ from torch_bnb.optim import host, options, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.calls import Call, is_strided
 from torch_bnb.optim.facts import facts_of
-from torch_bnb.optim.fitness import check_grad
+from torch_bnb.optim.fitness import check_grad, refuse_freed
 from torch_bnb.optim.slots import Group, Slot, walk
 from torch_bnb.optim.state import State
 
@@ -118,12 +118,15 @@ class CapturedPlan:
 
 def _check(optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
     """Raises an error for the first parameter that cannot be stepped, while no state has been made or converted."""
+    places = []
     for _, g, i, parameter, slot in walk(optimizer.param_groups, rows):
         if (grad := parameter.grad) is not None:
             group = optimizer.param_groups[g]
             config = slot.config({**group, "lr": 1.0})
             check_grad(optimizer, parameter, grad, config, g, i)
             _refuse(optimizer, parameter, grad, group, config, f"parameter {i} of group {g}")
+            places.append((g, i, parameter))
+    refuse_freed(optimizer, places)
 
 
 def _refuse(

@@ -1,5 +1,6 @@
 """What a parameter can be stepped with: its gradient, its options and its state, before anything is written."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,6 @@ def check_grad(
 ) -> None:
     """Raises an error that names the parameter, if it cannot be stepped with this gradient."""
     what = error = None
-    name = type(optimizer).__name__
     sharded = sharding.is_sharded(parameter)
     whole = _needs_whole(optimizer, config)
     required = optimizer.active_states(config).keys() - optimizer.optional
@@ -59,15 +59,45 @@ def check_grad(
     elif grad.dtype not in FLOATING or grad.device != parameter.device:
         theirs = f"{grad.dtype} on {grad.device}"
         what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
-    elif storage.is_freed(parameter):
-        what, error = "it has no memory, its storage has been freed", ValueError
-    elif storage.is_freed(grad):
-        what, error = "its gradient has no memory, the storage has been freed", ValueError
     elif unfit := storage.misfit(optimizer.state.get(parameter, {}), optimizer.states, required, parameter):
         what, error = unfit, ValueError
     if error is not None:
-        place = f"parameter {position} of group {group}, shape {tuple(parameter.shape)}"
-        raise error(f"{name}: {place}: {what}")
+        raise error(f"{_called(optimizer, parameter, group, position)}: {what}")
+
+
+def refuse_freed(optimizer: "BlockwiseOptimizer", stepping: Sequence[tuple[int, int, Tensor]]) -> None:
+    """Raises an error that names the first parameter which has no memory, or whose gradient or state has none.
+
+    Args:
+        optimizer: Whose parameters.
+        stepping: Those with a gradient, each behind its group and its position there.
+    """
+    tensors = [_tensors(optimizer, parameter) for _, _, parameter in stepping]
+    if ops.headers_of([tensor for own in tensors for tensor in own.values()]) is not None:  # all have some
+        return
+    for (group, position, parameter), own in zip(stepping, tensors, strict=True):
+        for key, tensor in own.items():
+            if _is_freed(tensor):
+                place = _called(optimizer, parameter, group, position)
+                raise ValueError(f"{place}: {key} has no memory, its storage has been freed")
+
+
+def _tensors(optimizer: "BlockwiseOptimizer", parameter: Tensor) -> dict[str, Tensor]:
+    state = optimizer.state.get(parameter, {})
+    kept = {f"its {key}": value for key, value in state.items() if key != "step"}
+    return {"the parameter": parameter, "its gradient": parameter.grad, **kept}
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Whether a tensor has elements and no memory for them, as after ``untyped_storage().resize_(0)``."""
+    here = sharding.local(tensor)
+    if here.layout is not torch.strided or here._is_zerotensor():
+        return False
+    return here.numel() > 0 and not here.untyped_storage().nbytes()
+
+
+def _called(optimizer: "BlockwiseOptimizer", parameter: Tensor, group: int, position: int) -> str:
+    return f"{type(optimizer).__name__}: parameter {position} of group {group}, shape {tuple(parameter.shape)}"
 
 
 def _needs_whole(optimizer: "BlockwiseOptimizer", config: Group) -> str | None:

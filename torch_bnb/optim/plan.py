@@ -16,7 +16,7 @@ from torch_bnb.optim import host, norms, options, sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.calls import Call, is_strided
 from torch_bnb.optim.facts import Facts, Memory, about_state, facts_of
-from torch_bnb.optim.fitness import check_grad, measures
+from torch_bnb.optim.fitness import check_grad, measures, refuse_freed
 from torch_bnb.optim.paging import PagedCall
 from torch_bnb.optim.slots import Group, Slot, walk
 from torch_bnb.optim.sparse import SparseCall
@@ -171,16 +171,18 @@ class Plan:
 
     def _look(self, optimizer: "BlockwiseOptimizer") -> None:
         """Makes the calls. What is wrong with any parameter is an error while no state has been made or converted."""
-        situations, stepping = Situations(optimizer), []
+        situations, stepping, places = Situations(optimizer), [], []
         for index, g, i, parameter, slot in walk(optimizer.param_groups, self._memory.rows):
             if (grad := parameter.grad) is None:
                 continue
             config, _ = situations.config(g, slot)
             check_grad(optimizer, parameter, grad, config, g, i)
+            places.append((g, i, parameter))
             facts = facts_of(config, parameter)
             step, fresh = _step_of(optimizer.state.get(parameter, {}), optimizer.states)
             situation = situations.of(g, slot, facts.bits, step, fresh)
             stepping.append(Stepping(index, parameter, grad, step, situation, facts))
+        refuse_freed(optimizer, places)
         self._gather(optimizer, stepping, [_prepared(optimizer, one) for one in stepping])
         # No parameter has stepped, and none would now.
         still = all(one.step == 1 and float(one.situation.config["lr"]) == 0 for one in stepping)

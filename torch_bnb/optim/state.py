@@ -315,9 +315,6 @@ def misfit(state: State, names: Mapping[str, bool], required: Collection[str], p
 
 def _misfit_of_one(state: State, name: str, parameter: Tensor) -> str | None:
     value, codes, absmax = (state.get(key) for key in (name, codes_key(name), absmax_key(name)))
-    for key, kept in ((name, value), (codes_key(name), codes), (absmax_key(name), absmax)):
-        if kept is not None and is_freed(kept):
-            return f"its {key} has no memory, the storage has been freed"
     numel = sharding.local(parameter).numel()
     for key, kept, dtype in ((name, value, torch.float32), (codes_key(name), codes, torch.uint8)):
         if kept is not None and (kept.dtype is not dtype or sharding.local(kept).numel() != numel):
@@ -333,13 +330,6 @@ def _misfit_of_one(state: State, name: str, parameter: Tensor) -> str | None:
         numbers = " or ".join(map(str, sorted(counts)))
         return f"its {absmax_key(name)} is {_described(absmax)}; expected torch.float32 with {numbers} elements"
     return None
-
-
-def is_freed(tensor: Tensor) -> bool:
-    """Whether a tensor has elements and no memory for them, as after ``untyped_storage().resize_(0)``."""
-    here = sharding.local(tensor)
-    has_memory = here.layout is not torch.strided or here._is_zerotensor() or here.untyped_storage().nbytes() > 0
-    return here.numel() > 0 and not has_memory
 
 
 def _described(tensor: Tensor) -> str:
