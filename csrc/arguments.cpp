@@ -21,10 +21,11 @@ Header header_of(const Tensor& t, bool written) {
   const int index = t.get_device_index();  // the CPU has none
   return {data,
           t.numel(),
-          static_cast<std::int16_t>(t.scalar_type()),
-          static_cast<std::int16_t>(t.device().type()),
-          static_cast<std::int16_t>(index < 0 ? 0 : index),
-          static_cast<std::int16_t>(t.is_contiguous())};
+          static_cast<std::int8_t>(t.scalar_type()),
+          static_cast<std::int8_t>(t.device().type()),
+          static_cast<std::int8_t>(index < 0 ? 0 : index),
+          static_cast<std::int8_t>(t.is_contiguous()),
+          0};
 }
 
 std::vector<Header> headers_of(const TensorList& list, bool written) {

@@ -40,15 +40,15 @@ bool read_dtype(DLDataType dtype, Header& header) {
     return known.code == dtype.code && known.bits == dtype.bits && dtype.lanes == 1;
   });
   if (found == std::end(kKnown)) return false;
-  header.dtype = static_cast<std::int16_t>(found->dtype);
+  header.dtype = static_cast<std::int8_t>(found->dtype);
   return true;
 }
 
 bool read_device(DLDevice device, Header& header) {
   if (device.device_type != kDLCPU && device.device_type != kDLCUDA) return false;
   const DeviceType type = device.device_type == kDLCPU ? DeviceType::CPU : DeviceType::CUDA;
-  header.device_type = static_cast<std::int16_t>(type);
-  header.device_index = static_cast<std::int16_t>(device.device_id);
+  header.device_type = static_cast<std::int8_t>(type);
+  header.device_index = static_cast<std::int8_t>(device.device_id);
   return true;
 }
 
@@ -61,9 +61,11 @@ bool read_header(PyObject* object, Header& header) {
   header.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   header.numel = 1;
   header.contiguous = 1;
+  header.shape = 2166136261U;  // by FNV-1a
   for (int d = tensor.ndim - 1; d >= 0; --d) {
     if (tensor.shape[d] != 1 && tensor.strides[d] != header.numel) header.contiguous = 0;
     header.numel *= tensor.shape[d];
+    header.shape = (header.shape ^ static_cast<std::uint32_t>(tensor.shape[d])) * 16777619U;
   }
   if (header.numel == 0) header.contiguous = 1;
   // Elements without memory: the tensor stands for something, zeros for one, that its dispatch knows.

@@ -111,6 +111,13 @@ def test_a_header_says_what_torch_says(data, shape):
         assert in_double != contiguous
 
 
+def test_headers_of_other_shapes_are_others():
+    shapes = [(60, 80), (80, 60), (4800,), (4800, 1), (1, 4800), (2, 40, 60), (40, 2, 60), ()]
+    kinds = ops.headers_of([torch.empty(shape) for shape in shapes]).table[:, 2]
+    assert len(set(kinds.tolist())) == len(shapes)
+    assert torch.equal(kinds, ops.headers_of([torch.ones(shape) for shape in shapes]).table[:, 2])
+
+
 class Subclass(torch.Tensor):
     pass
 

@@ -453,8 +453,13 @@ def other_data(q, state):
     q.data, q.grad = torch.ones(6000), torch.ones(6000)
 
 
+def other_shape(q, state):
+    q.data, q.grad = q.data.view(45, 100), q.grad.view(45, 100)
+
+
 DAMAGE = [  # what it is called by, which bits of state it is of, what somebody does to a parameter or its state
-    (r"its exp_avg\w* is torch.* with 6000 elements", (8, 32), other_data),
+    (r"its exp_avg\w* is torch.* of shape \(4500,\); expected .* of shape \(6000,\)", (8, 32), other_data),
+    (r"its exp_avg\w* is torch.*; expected .* of shape \(45, 100\)", (8, 32), other_shape),
     ("its exp_avg is torch.float64", (32,), lambda q, state: state.update(exp_avg=state["exp_avg"].double())),
     ("its exp_avg_codes is", (8,), lambda q, state: state.update(exp_avg_codes=state["exp_avg_codes"].double())),
     ("its exp_avg_absmax is", (8,), lambda q, state: state.update(exp_avg_absmax=state["exp_avg_absmax"].half())),

@@ -100,7 +100,7 @@ class Headers(NamedTuple):
 
     table: Tensor
     """int64, shape (m, 3), a row for each: its address, how many elements it has, and a number that stands for dtype,
-    device and whether it is contiguous."""
+    device, shape and whether it is contiguous."""
     tensors: list[Tensor]
     """What is described, so that it stays alive."""
 

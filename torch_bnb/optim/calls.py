@@ -60,7 +60,7 @@ class Call:
     copied: int = 0
     """Bytes of its copies."""
     layout: Any = None
-    """What the tensors were when they were looked at: dtype, device, size."""
+    """What the tensors were when they were looked at: dtype, device, shape."""
 
     def add(self, parameter: Tensor, grad: Tensor, state: State, step: int, grid: Grid | None) -> None:
         """Adds a parameter whose state is prepared; of a sharded one what is here."""
@@ -204,7 +204,7 @@ class Call:
 def layout_of(tensor: Tensor) -> tuple[Any, ...]:
     """Everything about a tensor but where it lies."""
     strided = tensor.layout is torch.strided
-    return tensor.layout, tensor.dtype, tensor.device, tensor.numel(), strided and tensor.is_contiguous()
+    return tensor.layout, tensor.dtype, tensor.device, tensor.shape, strided and tensor.is_contiguous()
 
 
 def is_strided(parameter: Tensor, grad: Tensor) -> bool:

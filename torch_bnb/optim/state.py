@@ -300,8 +300,9 @@ def misfit(state: State, names: Mapping[str, bool], required: Collection[str], p
         required: Those of them that a parameter cannot be without once it has stepped.
         parameter: Whose state it is.
     """
+    shape = sharding.local(parameter).shape
     for name in names:
-        if unfit := _misfit_of_one(state, name, parameter):
+        if unfit := _misfit_of_one(state, name, shape):
             return unfit
     required = [name for name in names if name in required]
     step, there = state.get("step", 0), [name for name in required if has(state, name)]
@@ -313,22 +314,21 @@ def misfit(state: State, names: Mapping[str, bool], required: Collection[str], p
     return None
 
 
-def _misfit_of_one(state: State, name: str, parameter: Tensor) -> str | None:
-    value, codes, absmax = (state.get(key) for key in (name, codes_key(name), absmax_key(name)))
-    numel = sharding.local(parameter).numel()
+def _misfit_of_one(state: State, name: str, shape: torch.Size) -> str | None:
+    value, codes, absmax = state.get(name), state.get(codes_key(name)), state.get(absmax_key(name))
     for key, kept, dtype in ((name, value, torch.float32), (codes_key(name), codes, torch.uint8)):
-        if kept is not None and (kept.dtype is not dtype or sharding.local(kept).numel() != numel):
-            return f"its {key} is {_described(kept)}; expected {dtype} with {parameter.numel()} elements"
-    if (codes is None) is not (absmax is None):
-        keys = codes_key(name), absmax_key(name)
-        return "there is {} and no {}".format(*(keys if absmax is None else reversed(keys)))
-    if absmax is None:
+        if kept is not None and (kept.dtype is not dtype or sharding.local(kept).shape != shape):
+            return f"its {key} is {_described(kept)}; expected {dtype} of shape {tuple(shape)}"
+    if codes is None and absmax is None:
         return None
-    shape = sharding.local(codes).shape or (1,)
-    counts = {math.prod(absmax_shape(shape, form)) for form in (Form.FLAT, Form.ROWS, Form.WHOLE)}
-    if absmax.dtype is not torch.float32 or sharding.local(absmax).numel() not in counts:
-        numbers = " or ".join(map(str, sorted(counts)))
-        return f"its {absmax_key(name)} is {_described(absmax)}; expected torch.float32 with {numbers} elements"
+    if codes is None or absmax is None:
+        keys = absmax_key(name), codes_key(name)
+        return "there is {} and no {}".format(*(keys if codes is None else reversed(keys)))
+    count, forms = sharding.local(absmax).numel(), (Form.FLAT, Form.ROWS, Form.WHOLE)
+    counts = (math.prod(absmax_shape(shape or (1,), form)) for form in forms)
+    if absmax.dtype is not torch.float32 or count not in counts:
+        allowed = " or ".join(str(math.prod(absmax_shape(shape or (1,), form))) for form in forms)
+        return f"its {absmax_key(name)} is {_described(absmax)}; expected torch.float32 with {allowed} elements"
     return None
 
 
