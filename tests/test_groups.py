@@ -1,7 +1,9 @@
 """`param_groups`: hints as parameter groups, for engines that know nothing else."""
 
 import pytest
+import torch
 from model import Model
+from torch import nn
 
 import torch_bnb as bnb
 from torch_bnb import OverrideError
@@ -60,3 +62,45 @@ def test_a_hint_for_another_rule_is_an_error_also_where_it_became_a_groups_optio
     groups = bnb.param_groups(Model(), overrides={"head.*": options})
     with pytest.raises(ValueError, match=f"group 2: AdamW has no option '{next(iter(options))}'; got"):
         AdamW(groups)
+
+
+def names_of(manager, optimizer):
+    by_object = {id(row.parameter): row.name for row in optimizer.configurations()}
+    assert [row.name for row in manager.explain(optimizer)] == list(by_object.values())
+    return by_object
+
+
+@pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.parametrize("change", ["grow", "shrink", "rotate", "insert"])
+def test_names_in_groups_stay_true_when_parameters_come_and_go(change, registered, manager):
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)])
+    if registered:
+        manager.register_parameters(model)
+    named = dict(model.named_parameters())
+    optimizer = AdamW(list(named.items())[:4], optim_bits=8)
+    group = optimizer.param_groups[0]
+    first = list(named.values())
+    group["params"] = {
+        "grow": first,
+        "shrink": first[2:4],
+        "rotate": first[3::-1],
+        "insert": [first[4], *first[:4]],
+    }[change]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    found = names_of(manager, optimizer)
+    for name, parameter in named.items():
+        if id(parameter) in found and (registered or name < "2"):
+            assert found[id(parameter)] == name
+    assert bnb.report(optimizer).rows[0].name == group["param_names"][0]
+    again = AdamW([{"params": group["params"], "param_names": group["param_names"]}], optim_bits=8)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["param_names"] == list(found.values())
+
+
+def test_names_that_are_changed_with_the_parameters_are_left_alone(manager):
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+    optimizer = AdamW(first.named_parameters())
+    optimizer.param_groups[0].update(params=[second.weight], param_names=["w"])
+    assert list(names_of(manager, optimizer).values()) == ["w"]

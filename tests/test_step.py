@@ -1,12 +1,14 @@
 """What the step does beside arithmetic."""
 
 import contextlib
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
 from cases import CASES
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torch_bnb as bnb
@@ -292,6 +294,31 @@ def test_nesterov_needs_momentum():
 def test_parameters_that_are_not_real_floats_are_refused(dtype):
     with pytest.raises(ValueError, match=rf"parameter 1 of shape \(3,\) is {dtype}; expected one of torch.float32"):
         bnb.optim.AdamW([param(3), torch.zeros(3, dtype=dtype)])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float8_e4m3fn], ids=str)
+def test_frozen_parameters_in_other_dtypes_are_passed_over(dtype, manager):
+    """As the packed weights of a quantised model, whose adapters are trained."""
+    model = nn.ModuleDict({"base": nn.Module(), "adapter": nn.Linear(64, 64)})
+    model["base"].weight = nn.Parameter(torch.zeros(2048, dtype=torch.uint8).to(dtype), requires_grad=False)
+    manager.register_parameters(model)
+    manager.override_named(model, {"*": {"lr_scale": 0.5}})
+    optimizer = bnb.optim.AdamW(model.parameters(), optim_bits=8, min_8bit_size=0)
+    model["adapter"](torch.ones(3, 64)).sum().backward()
+    optimizer.step()
+    assert list(optimizer.state) == list(model["adapter"].parameters())
+    assert bnb.report(optimizer).total.state == bnb.plan(model, optim_bits=8, min_8bit_size=0).total.state > 0
+    assert manager.explain(optimizer)["adapter.weight"].lr == 0.0005
+    bnb.verify(model, optimizer)
+    other = bnb.optim.AdamW(model.parameters(), optim_bits=8, min_8bit_size=0)
+    other.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
+    assert [other.state[p]["step"] for p in model["adapter"].parameters()] == [1, 1]
+    with pytest.raises(ValueError, match=rf"group 0: parameter 0 of shape \(2048,\) is {dtype}; expected one of"):
+        bnb.optim.AdamW([model["base"].weight])
+    if dtype.is_floating_point:
+        model["base"].weight.requires_grad_()
+        with pytest.raises(ValueError, match=rf"group 0: parameter 0 of shape \(2048,\) is {dtype}; expected one of"):
+            bnb.optim.AdamW(model.parameters())
 
 
 def test_wrong_gradients_are_refused_before_anything_is_written():

@@ -22,8 +22,9 @@ from torch_bnb.optim import state as storage
 from torch_bnb.optim.adoption import adopt
 from torch_bnb.optim.agreement import check_agreement
 from torch_bnb.optim.capture import CapturedPlan
-from torch_bnb.optim.fitness import FLOATING
+from torch_bnb.optim.fitness import refuse_dtypes
 from torch_bnb.optim.loading import load
+from torch_bnb.optim.naming import renew_names
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.plan import Plan
 from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force, refuse_repeated, walk
@@ -126,12 +127,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 self.check(group)
             except ValueError as error:
                 raise ValueError(f"{what}: {error}") from None
-            for position, parameter in enumerate(group["params"]):
-                if parameter.dtype not in FLOATING:
-                    raise ValueError(
-                        f"{what}: parameter {position} of shape {tuple(parameter.shape)} is {parameter.dtype}; "
-                        f"expected one of {', '.join(map(str, FLOATING))}"
-                    )
+            refuse_dtypes(group["params"], what)
             group.setdefault("base_lr", float(group["lr"]))
             if explicit_bits:  # stronger than the default that embeddings keep 32 bits
                 group.setdefault("explicit_bits", True)
@@ -175,6 +171,8 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             except ValueError:
                 self._slots.go_back(before)  # or the next step would start from nothing
                 raise
+        if rows is not before:
+            renew_names(self.param_groups, before, rows)
         return rows
 
     def _checked_overrides(self, overrides: dict[str, Any], group: Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -18,6 +18,26 @@ if TYPE_CHECKING:
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def refuse_dtypes(params: Sequence[Tensor], what: str) -> None:
+    """Raises ValueError for a group's first parameter that cannot be trained by its dtype.
+
+    Frozen ones in other dtypes, as the packed weights of QLoRA, are passed over like all that have no gradient, if
+    there is something to train beside them.
+
+    Args:
+        params: The group's.
+        what: It, for the error.
+    """
+    trains = any(parameter.dtype in FLOATING for parameter in params)
+    for position, parameter in enumerate(params):
+        frozen = isinstance(parameter, torch.nn.Parameter) and not (parameter.requires_grad or parameter.is_complex())
+        if parameter.dtype not in FLOATING and not (frozen and trains):
+            raise ValueError(
+                f"{what}: parameter {position} of shape {tuple(parameter.shape)} is {parameter.dtype}; "
+                f"expected one of {', '.join(map(str, FLOATING))}"
+            )
+
+
 def measures(optimizer: "BlockwiseOptimizer", config: Group) -> bool:
     """Whether a step needs a norm over a whole parameter first."""
     return optimizer.layerwise or config["max_unorm"] > 0
@@ -56,7 +76,7 @@ def check_grad(
         what, error = "state_device='cpu' takes no sparse gradient", NotImplementedError
     elif grad.layout is torch.sparse_coo and whole and whole != "percentile_clipping":
         what, error = f"{whole} needs the whole tensor, its gradient is sparse", NotImplementedError
-    elif grad.dtype not in FLOATING or grad.device != parameter.device:
+    elif not {grad.dtype, parameter.dtype} <= {*FLOATING} or grad.device != parameter.device:
         theirs = f"{grad.dtype} on {grad.device}"
         what, error = f"its gradient is {theirs}, the parameter {parameter.dtype} on {parameter.device}", ValueError
     elif unfit := storage.misfit(optimizer.state.get(parameter, {}), optimizer.states, required, parameter):
