@@ -286,26 +286,29 @@ def resume(rank, folder):
     return results
 
 
-def rehearsal(rank):
-    """What asking for the state of an optimizer that has not stepped does to it."""
+def state_without_a_step(rank):
+    """What is done to an optimizer that has not stepped by asking for its state, and by having it made."""
 
     def start():
         model = sharded_net()
         options = {"momentum": 0.9, "weight_decay": 0.1, "percentile_clipping": 50, "min_8bit_size": 1024}
         return model, bnb.optim.SGD(trainable(model), lr=1e-2, optim_bits=8, **options)
 
-    model, optimizer = start()
-    before = weights_of(model)
-    get_optimizer_state_dict(model, optimizer)
-    result = {
-        "weights": equal(before, weights_of(model)),
-        "histories": all(bool(optimizer.state[p]["grad_norms"].isnan().all()) for p in trainable(model)),
-        "counts": {optimizer.state[p]["step"] for p in trainable(model)},
-    }
-    learn(model, optimizer, range(2))
     other, fresh = start()
     learn(other, fresh, range(2))
-    return {**result, "as if it had not been": equal(weights_of(model), weights_of(other))}
+    results = []
+    for make in (get_optimizer_state_dict, lambda model, optimizer: optimizer.make_state()):
+        model, optimizer = start()
+        before = weights_of(model)
+        make(model, optimizer)
+        result = {
+            "weights": equal(before, weights_of(model)),
+            "histories": all(bool(optimizer.state[p]["grad_norms"].isnan().all()) for p in trainable(model)),
+            "counts": {optimizer.state[p]["step"] for p in trainable(model)},
+        }
+        learn(model, optimizer, range(2))
+        results.append({**result, "as if it had not been": equal(weights_of(model), weights_of(other))})
+    return results
 
 
 def equal(one, other):
@@ -399,7 +402,7 @@ def own_layouts(rank):
         close = [torch.allclose(p, whole(q), rtol=1e-4) for p, q in zip(alone, parts, strict=True)]
         wrong += [] if all(close) else [(name, close)]
     idle = CASES["adamw"].optimizer(parts, lr=0.0)
-    idle.step()  # a rehearsal asks all processes whether any gradient is there
+    idle.step()  # all processes are asked whether any gradient is there, before it only makes state
     return wrong, {state["step"] for state in idle.state.values()}
 
 

@@ -140,8 +140,9 @@ def test_a_checkpoint_of_shards_loads_where_nothing_is_sharded(saved):
 
 
 def test_asking_for_the_state_of_a_fresh_optimizer_changes_nothing(tmp_path):
-    for result in run(shards.rehearsal, 2, tmp_path):
-        assert result == {"weights": True, "histories": True, "counts": {0}, "as if it had not been": True}
+    for results in run(shards.state_without_a_step, 2, tmp_path):
+        expected = {"weights": True, "histories": True, "counts": {0}, "as if it had not been": True}
+        assert results == [expected, expected]
 
 
 def test_state_made_before_sharding_goes_along(tmp_path):

@@ -1,8 +1,8 @@
 """Every optimizer of torch_bnb is this class with a rule's names and numbers filled in.
 
 Keeps groups and checkpoints. What a rule computes is in csrc/rules.h, its Python half in optim/rules.py; how state is
-stored in optim/state.py; overrides in optim/slots.py; which parameters go into which call in optim/plan.py, or in
-optim/capture.py where a CUDA graph is to repeat the step.
+stored in optim/state.py; overrides in optim/slots.py; which parameters go into which call in optim/plan.py, in
+optim/capture.py where a CUDA graph is to repeat the step, in optim/making.py where none does and only state is made.
 """
 
 import warnings
@@ -24,6 +24,7 @@ from torch_bnb.optim.agreement import check_agreement
 from torch_bnb.optim.capture import CapturedPlan
 from torch_bnb.optim.fitness import refuse_dtypes
 from torch_bnb.optim.loading import load
+from torch_bnb.optim.making import StatePlan, Target, plan_of
 from torch_bnb.optim.naming import renew_names
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.plan import Plan
@@ -31,6 +32,8 @@ from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force, refuse_repea
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
 from torch_bnb.overrides.hints import Hint, identity, next_order, taken_over
 from torch_bnb.overrides.resolve import merge
+
+AnyPlan = Plan | CapturedPlan | StatePlan
 
 _UNSEEN = object()
 
@@ -53,7 +56,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """What the class's name says of ``optim_bits``, 8 or 32."""
     layerwise: ClassVar[bool] = False
     """Whether it needs norms over the whole tensor."""
-    _plan: Plan | CapturedPlan | None = None
+    _plan: AnyPlan | None = None
     _agreed = False
     _seen_options: Sequence[tuple[Any, ...]] = ()
     """Of each group, as they were when they were checked last."""
@@ -257,6 +260,36 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         self._plan = plan
         return loss
 
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def make_state(self) -> None:
+        """Makes the state of every trainable parameter that has none: no parameter moves and no step is counted.
+
+        Without it the first step makes state; this is for code that loads, shards or measures what is there. Parameters
+        without elements, such as FSDP1's shards that are elsewhere, keep none.
+
+        Raises:
+            ValueError: A parameter cannot be stepped as it is; it is named. Nothing has been made then.
+            NotImplementedError: The same, where a later version may.
+
+        Example:
+            >>> import torch
+            >>> import torch_bnb as bnb
+            >>> weight = torch.nn.Parameter(torch.ones(8192))
+            >>> optimizer = bnb.optim.AdamW([weight], optim_bits=8)
+            >>> optimizer.make_state()
+            >>> sorted(optimizer.state[weight]), optimizer.state[weight]["step"]
+            (['exp_avg_absmax', 'exp_avg_codes', 'exp_avg_sq_absmax', 'exp_avg_sq_codes', 'step'], 0)
+        """
+        self._check_groups()
+        places = walk(self.param_groups, self._update_slots())
+        targets = [
+            Target(g, i, p, slot)
+            for _, g, i, p, slot in places
+            if p.requires_grad and p.numel() and not self.state.get(p)
+        ]
+        StatePlan(self, targets).run(self)
+
     def _check_groups(self) -> None:
         """Checks what anybody has written into groups since the last step; tensors are not asked for their values."""
         known = (*spec.COMMON, *self.options, *options.CONSTRUCTOR_ONLY)
@@ -274,12 +307,13 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 now = values_of(group)
             self._seen_options.append(now)
 
-    def _new_plan(self, rows: list[list[Slot]], before: Plan | CapturedPlan | None) -> Plan | CapturedPlan:
+    def _new_plan(self, rows: list[list[Slot]], before: AnyPlan | None) -> AnyPlan:
         if not self._agreed:
             check_agreement(self)
-        if self.defaults["capturable"]:
-            plan: Plan | CapturedPlan = CapturedPlan(self, rows)
-        else:
+        plan: AnyPlan | None = plan_of(self, rows)
+        if plan is None and self.defaults["capturable"]:
+            plan = CapturedPlan(self, rows)
+        elif plan is None:
             plan = Plan(self, rows, before if isinstance(before, Plan) else None)
         if not (self._agreed or plan) and (flat := sharding.flat_gradients()):
             raise ValueError(

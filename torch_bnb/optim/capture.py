@@ -53,16 +53,14 @@ class CapturedPlan:
         self._calls: list[Captured] = []
         found: dict[tuple, Captured] = {}
         counts: dict[tuple, Tensor] = {}
-        untouched = True
-        _check(optimizer, rows)
+        _check_all(optimizer, rows)
         for index, g, _, parameter, slot in walk(optimizer.param_groups, rows):
             if (grad := parameter.grad) is None:
                 continue
             group = optimizer.param_groups[g]
             config, state = slot.config({**group, "lr": 1.0}), optimizer.state[parameter]
-            untouched &= "step" not in state
             fresh = not any(storage.has(state, name) for name in optimizer.states)
-            count = _count(state, parameter.device, counts)
+            count = count_of(state, parameter.device, counts)
             facts, strided = facts_of(config, parameter), is_strided(parameter, grad)
             place = (g, id(slot.overrides), fresh, id(count), strided, facts.bits, facts.place)
             captured = found.get(place)
@@ -76,16 +74,9 @@ class CapturedPlan:
             storage.prepare(state, captured.call.active, parameter, config, optimizer.initial(config))
             captured.call.add(parameter, grad, state, 0, facts.grid)
         _leave_behind(optimizer.state.values(), self._calls)
-        # No parameter has stepped, and none would now. Only a step that makes all state looks: that may wait.
-        self._rehearses = bool(self._calls) and untouched and not any(map(_moves, self._calls))
 
     def run(self, optimizer: "BlockwiseOptimizer") -> None:
         """Steps every parameter, unless a GradScaler's ``found_inf`` says on the device that none may change."""
-        if self._rehearses:
-            for captured in self._calls:
-                for state in captured.call.stepped:
-                    state["step"] = captured.count
-            return
         scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
         for count in {id(captured.count): captured.count for captured in self._calls}.values():
             count += 1 if found_inf is None else 1 - found_inf.to(count)
@@ -116,22 +107,22 @@ class CapturedPlan:
         return False
 
 
-def _check(optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
+def _check_all(optimizer: "BlockwiseOptimizer", rows: Sequence[Sequence[Slot]]) -> None:
     """Raises an error for the first parameter that cannot be stepped, while no state has been made or converted."""
     places = []
     for _, g, i, parameter, slot in walk(optimizer.param_groups, rows):
         if (grad := parameter.grad) is not None:
-            group = optimizer.param_groups[g]
-            config = slot.config({**group, "lr": 1.0})
-            check_grad(optimizer, parameter, grad, config, g, i)
-            _refuse(optimizer, parameter, grad, group, config, f"parameter {i} of group {g}")
+            check(optimizer, parameter, grad, slot.config({**optimizer.param_groups[g], "lr": 1.0}), g, i)
             places.append((g, i, parameter))
     refuse_freed(optimizer, places)
 
 
-def _refuse(
-    optimizer: "BlockwiseOptimizer", parameter: Tensor, grad: Tensor, group: Group, config: Group, place: str
+def check(
+    optimizer: "BlockwiseOptimizer", parameter: Tensor, grad: Tensor, config: Group, group: int, position: int
 ) -> None:
+    """`check_grad`, and what else a step on the device cannot do."""
+    check_grad(optimizer, parameter, grad, config, group, position)
+    place = f"parameter {position} of group {group}"
     what: str | None = None
     if sharding.is_sharded(parameter):
         what = "capturable=True takes no sharded parameter"
@@ -143,7 +134,7 @@ def _refuse(
         what = "state_device='cpu' and capturable=True do not go together"
     if what is not None:
         raise NotImplementedError(f"{type(optimizer).__name__}: {place}: {what}")
-    rate = group["lr"]
+    rate = optimizer.param_groups[group]["lr"]
     elsewhere = isinstance(rate, Tensor) and rate.device != parameter.device
     if elsewhere and (rate.device.type != "cpu" or host.captures(parameter.device)):
         raise ValueError(
@@ -152,14 +143,7 @@ def _refuse(
         )
 
 
-def _moves(captured: Captured) -> bool:
-    """Whether a first step would change anything."""
-    if float(captured.config["lr"] * captured.rate) != 0:
-        return True
-    return any(bool(grad.count_nonzero()) for grad in captured.call.grads)
-
-
-def _count(state: State, device: torch.device, made: dict[tuple, Tensor]) -> Tensor:
+def count_of(state: State, device: torch.device, made: dict[tuple, Tensor]) -> Tensor:
     """The count of a parameter's steps; parameters that are made or loaded together share one tensor."""
     step = state.get("step", 0)
     if isinstance(step, Tensor) and step.device == device:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def percentile_scales(histories: Sequence[Tensor], norms: Tensor, percentile: int, rehearses: bool) -> Tensor:
+def percentile_scales(histories: Sequence[Tensor], norms: Tensor, percentile: int) -> Tensor:
     """The factors for n gradients, and their norms into the histories.
 
     Args:
@@ -14,16 +14,12 @@ def percentile_scales(histories: Sequence[Tensor], norms: Tensor, percentile: in
             yet. Updated in place.
         norms: float32, shape (n,): of the gradients now.
         percentile: From 1 to 99.
-        rehearses: The rate is 0: the norm of a zero gradient, with which distributed checkpoints make state, does not
-            count.
 
     Returns:
         float32, shape (n,), at most 1.
     """
     before = torch.stack(list(histories))
     after = torch.cat([before[:, 1:], norms[:, None]], dim=1)
-    if rehearses:
-        after = torch.where(norms[:, None] == 0, before, after)
     torch._foreach_copy_(list(histories), list(after.unbind()))
     limits = torch.nanquantile(after, percentile / 100, dim=1)
     return torch.where(norms > limits, limits / norms, 1.0)

@@ -23,8 +23,7 @@ def clip(calls: Sequence[Call]) -> None:
     add_up(squares, [call.groups for call in calls])
     for call, square in zip(calls, squares, strict=True):
         histories = [state[storage.HISTORY] for state in call.stepped]
-        norms, rehearses = square.sqrt().to(torch.float32), call.scalars["lr"] == 0
-        call.grad_scales = percentile_scales(histories, norms, call.percentile, rehearses)
+        call.grad_scales = percentile_scales(histories, square.sqrt().to(torch.float32), call.percentile)
 
 
 def measure(calls: Sequence[Call], rule: str, names: Mapping[str, bool], layerwise: bool) -> None:

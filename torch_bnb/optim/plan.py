@@ -17,6 +17,7 @@ from torch_bnb.optim import state as storage
 from torch_bnb.optim.calls import Call, is_strided
 from torch_bnb.optim.facts import Facts, Memory, about_state, facts_of
 from torch_bnb.optim.fitness import check_grad, measures, refuse_freed
+from torch_bnb.optim.making import prepared
 from torch_bnb.optim.paging import PagedCall
 from torch_bnb.optim.slots import Group, Slot, walk
 from torch_bnb.optim.sparse import SparseCall
@@ -133,8 +134,6 @@ class Plan:
     ) -> None:
         remembers = before is not None and before._memory.rows is rows and before._knows_state(optimizer)
         self._memory = before._memory if before is not None and remembers else Memory(rows)
-        self._keeps = True
-        self._rehearses = False
         if not (remembers and self._recall(optimizer)):
             self._look(optimizer)
         stepping = {index for planned in self._planned for index in planned.indices}
@@ -183,12 +182,7 @@ class Plan:
             situation = situations.of(g, slot, facts.bits, step, fresh)
             stepping.append(Stepping(index, parameter, grad, step, situation, facts))
         refuse_freed(optimizer, places)
-        self._gather(optimizer, stepping, [_prepared(optimizer, one) for one in stepping])
-        # No parameter has stepped, and none would now.
-        still = all(one.step == 1 and float(one.situation.config["lr"]) == 0 for one in stepping)
-        self._rehearses = bool(self._planned) and still and not self._moves()
-        if self._rehearses:
-            return
+        self._gather(optimizer, stepping, [_state_of(optimizer, one) for one in stepping])
         facts_by_index = {one.index: one.facts for one in stepping}
         for planned in self._planned:
             planned.call.look(optimizer.states)
@@ -222,30 +216,15 @@ class Plan:
                 f"{type(optimizer).__name__}: a CUDA graph is being captured, and would repeat this step's numbers at "
                 "every replay; build the optimizer with capturable=True"
             )
-        if self._rehearses:
-            for state in chain.from_iterable(call.stepped for call in calls):
-                state["step"] = 0
-            self._keeps = False
-        else:
-            norms.clip(calls)
-            norms.measure(calls, optimizer.rule, optimizer.states, optimizer.layerwise)
-            for planned in self._planned:
-                planned.call.run(optimizer.rule, optimizer.states, planned.indices)
+        norms.clip(calls)
+        norms.measure(calls, optimizer.rule, optimizer.states, optimizer.layerwise)
+        for planned in self._planned:
+            planned.call.run(optimizer.rule, optimizer.states, planned.indices)
         for call in calls:
             call.release()
 
     def __bool__(self) -> bool:
         return bool(self._planned)
-
-    def _moves(self) -> bool:
-        """Whether any gradient, of any process, has anything in it."""
-        for device in {planned.call.params[0].device for planned in self._planned}:
-            calls = [planned.call for planned in self._planned if planned.call.params[0].device == device]
-            some = [torch.stack([grad.count_nonzero() for grad in call.grads]).sum() for call in calls]
-            norms.add_up(some, [call.groups for call in calls])
-            if torch.stack(some).any():
-                return True
-        return False
 
     def _knows_state(self, optimizer: "BlockwiseOptimizer") -> bool:
         """Whether parameters still have the state dicts that they had; what is in those is another question."""
@@ -258,7 +237,7 @@ class Plan:
             optimizer: As before.
             rows: Its slots, which are the same object as long as neither parameters nor hints have changed.
         """
-        if not self._keeps or rows is not self._memory.rows or not self._knows_state(optimizer):
+        if rows is not self._memory.rows or not self._knows_state(optimizer):
             return False
         params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
         if any(params[index].grad is not None for index in self._without):
@@ -301,14 +280,9 @@ def _step_of(state: State, names: Mapping[str, bool]) -> tuple[int, bool]:
     return state.get("step", 0) + 1, fresh
 
 
-def _prepared(optimizer: "BlockwiseOptimizer", one: Stepping) -> State:
+def _state_of(optimizer: "BlockwiseOptimizer", one: Stepping) -> State:
     """The state of a parameter that steps, as its options want it."""
-    state, config = optimizer.state[one.parameter], one.situation.config
-    active = one.situation.terms.active
-    storage.prepare(state, active, one.parameter, config, optimizer.initial(config))
-    if config["percentile_clipping"] < 100:
-        state.setdefault(storage.HISTORY, storage.new_history(one.parameter))
-    return state
+    return prepared(optimizer, one.parameter, one.situation.config, one.situation.terms.active)
 
 
 def _new_call(optimizer: "BlockwiseOptimizer", one: Stepping) -> Call:
