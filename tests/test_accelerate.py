@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import torch_bnb as bnb
 from accelerate_bnb import BnbAccelerator, BnbDummyOptim, BnbOptimizerPlugin, optimizer_factory, prepare
+from accelerate_bnb.fsdp1 import make_loadable
 
 
 class Model(nn.Module):
@@ -138,6 +139,15 @@ def test_a_plugin_that_does_nothing_for_another_librarys_optimizer_is_a_warning(
         else:
             monkeypatch.setenv("ACCELERATE_BNB_LR", "0.5")
             prepare(Accelerator(cpu=True), model, optimizer)
+
+
+def test_what_fsdp1_loads_into_is_the_state_of_what_is_trained():
+    model = Model()
+    model.embed.weight.requires_grad_(False)
+    optimizer = bnb.optim.AdamW8bit(model.parameters())
+    make_loadable(optimizer)
+    assert {id(p) for p in optimizer.state} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(optimizer.state_dict()["state"]) == 4 and optimizer.checkpoint_format == "portable"
 
 
 def test_a_model_may_be_prepared_before_its_optimizer():
