@@ -71,10 +71,9 @@ def _prepare(
     plugin: BnbOptimizerPlugin | None,
     device_placement: Sequence[bool] | None,
 ) -> Any:
-    """`prepare`, where `framework` is what it stands before."""
+    """`prepare`, where `framework` is what it stands before, and `plugin` what the user gave."""
     given = checked(plugin) is not None
     plugin = plugin or BnbOptimizerPlugin()
-    asked = bool(settings.from_environment()) or plugin != BnbOptimizerPlugin()
     if any(isinstance(item, BnbOptimizerPlugin) for item in objects):
         raise TypeError("prepare: a plugin is no object to prepare; give it as prepare(..., plugin=plugin)")
     models = [item for item in objects if isinstance(item, nn.Module)]
@@ -86,7 +85,7 @@ def _prepare(
     _register(models, held, plugin, given)
     if not concerned:
         others = [type(item).__name__ for item in held if not isinstance(item, BlockwiseOptimizer)]
-        if others and asked:
+        if others and (given or settings.from_environment()):
             _warn(unheeded.of_another_library(others[0]), stacklevel=4)
         return framework(*objects, device_placement=device_placement)
     engine = engine_of(accelerator)
@@ -240,9 +239,13 @@ class BnbAccelerator(Accelerator):
 
     def __init__(self, *args: Any, bnb_plugin: BnbOptimizerPlugin | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.bnb_plugin = checked(bnb_plugin) or BnbOptimizerPlugin()
+        self._given = checked(bnb_plugin)
+
+    @property
+    def bnb_plugin(self) -> BnbOptimizerPlugin:
+        """The plugin that was given, else one from the environment."""
+        return self._given or BnbOptimizerPlugin()
 
     @override
     def prepare(self, *args: Any, device_placement: Any = None) -> Any:
-        given = None if self.bnb_plugin == BnbOptimizerPlugin() else self.bnb_plugin  # the environment speaks anyway
-        return _prepare(self, super().prepare, args, given, device_placement)
+        return _prepare(self, super().prepare, args, self._given, device_placement)

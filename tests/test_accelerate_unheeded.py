@@ -102,6 +102,24 @@ def test_what_is_as_the_plugin_says_is_no_warning(optimizer, plugin):
     assert said(optimizer, plugin=BnbOptimizerPlugin(**plugin)) == []
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("give", [lambda it: (BnbAccelerator(cpu=True, bnb_plugin=it), None), lambda it: (None, it)])
+def test_the_default_by_its_name_is_said_as_any_other(name, give):
+    accelerator, plugin = give(BnbOptimizerPlugin(optimizer=name))
+    model, accelerator = Model(), accelerator or Accelerator(cpu=True)
+    with pytest.warns(UserWarning, match=r"Lion8bit trains as it was built, not what the plugin says \(Adam.?\)"):
+        prepare(accelerator, model, bnb.optim.Lion8bit(model.parameters()), plugin=plugin)
+    with pytest.warns(UserWarning, match="SGD is none of torch_bnb and trains as it is, not what the plugin says"):
+        prepare(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), plugin=plugin)
+
+
+def test_settings_that_need_the_plugins_optimizer_are_no_error_beside_it(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_BNB_BETAS", "0.9,0.99,0.999")
+    plugin, model = BnbOptimizerPlugin(optimizer="ademamix8bit"), Model()
+    accelerator = BnbAccelerator(cpu=True, bnb_plugin=plugin)
+    assert accelerator.prepare(model, BnbDummyOptim())[1].optimizer.rule == "ademamix"
+
+
 def test_a_scheduler_that_has_begun_is_no_other_rate():
     def scheduled(model):
         optimizer = bnb.optim.AdamW8bit(model.parameters(), lr=0.1, betas=(0.8, 0.9))

@@ -82,6 +82,20 @@ def test_prepare_without_a_plugin_takes_nothing_back(make, monkeypatch):
     assert holds(own) == {"body": {"eps": 1e-6}, "head": {"optim_bits": 32, "lr": 1e-5, "eps": 1.0}}
 
 
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw"}, {"optimizer": "adamw", "lr": 1e-3}], ids=str)
+@pytest.mark.parametrize("of_the_accelerator", [True, False])
+def test_a_plugin_that_was_given_takes_back_whatever_it_says(of_the_accelerator, options):
+    model, plugin = Model(), BnbOptimizerPlugin(**options)
+    FIRST.create_optimizer(model)
+    if of_the_accelerator:
+        accelerator = BnbAccelerator(cpu=True, bnb_plugin=plugin)
+        optimizer = accelerator.prepare(model, bnb.optim.AdamW8bit(model.parameters()))[1]
+        assert accelerator.bnb_plugin is plugin
+    else:
+        optimizer = prepare(Accelerator(cpu=True), model, bnb.optim.AdamW8bit(model.parameters()), plugin=plugin)[1]
+    assert holds(optimizer) == {"body": {}, "head": {}}
+
+
 def test_one_plugin_says_its_patterns_once_however_often_it_registers(accelerator, manager):
     model = Model()
     optimizer = FIRST.create_optimizer(model)
