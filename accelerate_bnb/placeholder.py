@@ -15,16 +15,16 @@ _PLACEHOLDER = (
 class BnbDummyOptim(Optimizer):
     """Stands for the optimizer until `prepare` makes it, as Accelerate's `DummyOptim` does for DeepSpeed's.
 
-    A scheduler that needs it is a `DummyScheduler` of `accelerate.utils.deepspeed` with `lr_scheduler_callable`, which
-    is called with the real optimizer. It is an `Optimizer` by class only, so that an Accelerator which does not know it
-    takes it for one and is told; whatever else is asked of it raises RuntimeError.
+    Its scheduler is a `DummyScheduler` of `accelerate.utils.deepspeed` with `lr_scheduler_callable`, which `prepare`
+    calls with the real optimizer. Any Accelerator takes a placeholder for an optimizer, as its class is a subclass.
+    Using it as one raises RuntimeError (methods) or AttributeError (attributes), which name this package's `prepare`.
 
     Args:
         params (`nn.Module` or `Iterable`, *optional*):
-            A model, whose trainable parameters are meant; or parameters, or parameter groups. Needed if `prepare`
+            A model, to train all its trainable parameters; or parameters, or parameter groups. Needed if `prepare`
             gets several models.
         **options:
-            Of the optimizer, instead of the plugin's: `lr=1e-3`.
+            Options of the optimizer, in place of the plugin's: `lr=1e-3`.
 
     Example:
         >>> import torch

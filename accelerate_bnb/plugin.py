@@ -15,9 +15,9 @@ from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager, by_name
 
 @dataclass
 class BnbOptimizerPlugin:
-    """Which 8-bit optimizer a training gets, and what single parameters get instead.
+    """Which 8-bit optimizer a training gets, and which options single parameters get instead.
 
-    What is not given falls back to the environment variable ``ACCELERATE_BNB_<FIELD>``, then to the file that
+    A field that is not given falls back to the environment variable ``ACCELERATE_BNB_<FIELD>``, then to the file that
     `config_file` names, then to a default.
 
     Args:
@@ -39,15 +39,15 @@ class BnbOptimizerPlugin:
             A YAML or JSON file with the fields above and below, or a config file of Accelerate's with a `bnb_config:`
             section.
         embeddings_32bit (`bool`, *optional*):
-            `nn.Embedding` weights keep 32-bit state unless a hint says otherwise. By default they do, unless the model
-            was registered with another word.
+            Whether `nn.Embedding` weights keep 32-bit state where no hint says otherwise. By default as the model was
+            registered before, else `True`.
         paged (`bool`, *optional*, defaults to `False`):
-            State in host memory that the GPU reaches.
+            Whether state is in host memory that the GPU reaches.
         strict (`bool`, *optional*, defaults to `True`):
-            A pattern that fits no parameter is an error; else a warning.
+            Whether a pattern that fits no parameter is an error; else it is a warning.
 
     Raises:
-        ValueError: A name, key or value that cannot be; it is named, with what is allowed.
+        ValueError: A name, key or value is unknown or impossible. The message names it, and what is allowed.
 
     Example:
         >>> import torch
@@ -122,18 +122,16 @@ class BnbOptimizerPlugin:
         return by_name(f"Paged{cls.__name__}") if self.paged and not cls.__name__.startswith("Paged") else cls
 
     def names_optimizer(self) -> bool:
-        """Whether somebody has said which optimizer, in code, in the environment or in a file."""
+        """Whether `optimizer` was given, in code, in the environment or in a file."""
         return self._names_optimizer
 
     def given_options(self) -> dict[str, Any]:
-        """The options of the optimizer that were given, in code, in the environment or in a file."""
+        """The optimizer's options that were given, in code, in the environment or in a file."""
         names = ("lr", "betas", "weight_decay", "optim_bits", "min_8bit_size")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def optimizer_options(self) -> dict[str, Any]:
-        """What the class gets beside the parameters: the options that were given, and 8 bits unless its name fixes
-        them.
-        """
+        """The class's arguments beside the parameters: the options given, and 8 bits unless its name fixes them."""
         options, cls = self.given_options(), self.optimizer_class
         if cls.leaves_bits_open():
             options.setdefault("optim_bits", 8)
@@ -142,13 +140,13 @@ class BnbOptimizerPlugin:
         return options
 
     def register(self, model: nn.Module) -> None:
-        """Makes a model known to the `GlobalOptimManager`, with what its modules declare and what `overrides` say.
+        """Makes a model known to the `GlobalOptimManager`, with its modules' hints and this plugin's `overrides`.
 
-        What other plugins' overrides said of it is taken back, but for those that have made an optimizer that trains it
-        beside this one's: as long as it lives, and no optimizer is made later for a parameter that it has.
+        The `overrides` of another plugin end here, unless that plugin's optimizer trains a part of the model beside
+        this one's. Such an optimizer counts until it is freed, or until a later optimizer takes one of its parameters.
 
         Args:
-            model: While it is still on the CPU, or wherever it is; in a wrapper of Accelerate's or not.
+            model: On any device, in a wrapper of Accelerate's or not.
 
         Raises:
             OverrideError: A hint names an unknown option or no parameter.
@@ -163,21 +161,21 @@ class BnbOptimizerPlugin:
         as_groups: bool = False,
         **options: Any,
     ) -> BlockwiseOptimizer:
-        """The optimizer of a model, which is registered first.
+        """Registers a model and makes its optimizer.
 
         Args:
             model (`nn.Module`):
-                The model, while it is still on the CPU or wherever it is.
+                On any device.
             params (`Iterable`, *optional*):
                 Parameters or parameter groups. By default all that are trainable, in one group.
             as_groups (`bool`, defaults to `False`):
                 One group for every set of options that hints make, for engines that flatten groups (DeepSpeed).
             **options:
-                Of the optimizer, instead of the plugin's.
+                Options of the optimizer, in place of the plugin's.
 
         Raises:
-            TypeError: The model is none.
-            ValueError: An option is unknown or impossible, a hint fits nothing, or `as_groups` meets groups given.
+            TypeError: `model` is no `nn.Module`, or the optimizer has no such option.
+            ValueError: An option is impossible, a hint fits nothing, or both `as_groups` and `params` are given.
         """
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -202,10 +200,10 @@ class BnbOptimizerPlugin:
 
 
 def checked(plugin: Any) -> BnbOptimizerPlugin | None:
-    """The plugin as it was given; None is one too.
+    """The argument itself, if it is a plugin or None.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: It is neither.
     """
     if not isinstance(plugin, (BnbOptimizerPlugin, type(None))):
         raise TypeError(f"plugin={plugin!r}: expected a BnbOptimizerPlugin, or None for one from the environment")

@@ -33,12 +33,12 @@ def prepare(
 ) -> Any:
     """`Accelerator.prepare` for any Accelerator, with an optimizer of torch_bnb.
 
-    Registers the models while they are where they were built, makes every `BnbDummyOptim` the real optimizer, prepares
-    everything, and checks that what trains is what was built, as `torch_bnb.verify` does.
+    Registers the models before Accelerate moves them, puts the real optimizer in the place of every `BnbDummyOptim`,
+    calls `Accelerator.prepare`, and checks with `torch_bnb.verify` that the optimizers train as they were built.
 
     Args:
         accelerator (`Accelerator`):
-            The script's own, trl's, diffusers'.
+            The script's own, or the one of trl or diffusers.
         *objects:
             As for `Accelerator.prepare`.
         plugin (`BnbOptimizerPlugin`, *optional*):
@@ -51,9 +51,9 @@ def prepare(
 
     Raises:
         VerificationError: The engine replaces the optimizer, or the optimizer does not train the whole model as hints
-            say; the cause is named, with the setting that avoids it.
-        TypeError: The accelerator or the plugin is none, or the plugin is among the objects.
-        ValueError: A hint that cannot be, or a placeholder whose model is not known.
+            say. The message names the cause, and the setting that avoids it.
+        TypeError: `accelerator` is no Accelerator, `plugin` is no plugin, or a plugin is among the objects.
+        ValueError: A hint is impossible, or a placeholder does not say which of several models it is for.
     """
     if not hasattr(accelerator, "prepare"):
         raise TypeError(f"prepare: expected an Accelerator before the objects, got {type(accelerator).__name__}")
@@ -71,7 +71,7 @@ def _prepare(
     plugin: BnbOptimizerPlugin | None,
     device_placement: Sequence[bool] | None,
 ) -> Any:
-    """`prepare`, where `framework` is what it stands before, and `plugin` what the user gave."""
+    """`prepare`, where `framework` is Accelerate's own and `plugin` what the user gave."""
     given = checked(plugin) is not None
     plugin = plugin or BnbOptimizerPlugin()
     if any(isinstance(item, BnbOptimizerPlugin) for item in objects):
@@ -166,7 +166,7 @@ def _warn(said: str | None, stacklevel: int) -> None:
 def _register(
     models: Sequence[nn.Module], optimizers: Sequence[Optimizer], plugin: BnbOptimizerPlugin, given: bool
 ) -> None:
-    """Says of the models what the plugin says; if the user gave none, those that made the optimizers have spoken."""
+    """Registers the models with the plugin's hints; if none was given, those of the optimizers' makers stay."""
     if given:
         words.retire([optimizer.param_groups for optimizer in optimizers if words.maker(optimizer) is None])
     for model in models:

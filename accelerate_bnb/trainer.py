@@ -14,7 +14,7 @@ _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm
 
 
 def optimizer_factory(plugin: BnbOptimizerPlugin | None = None) -> Callable[[], Callable[..., BlockwiseOptimizer]]:
-    """What `Trainer(optimizer_cls_and_kwargs=(optimizer_factory(plugin), {...}))` takes.
+    """The factory for `Trainer(optimizer_cls_and_kwargs=(optimizer_factory(plugin), {...}))`.
 
     The optimizer has the two groups that Trainer makes, with and without weight decay; hints declared on modules, the
     plugin's overrides and 32-bit embeddings apply. Trainer does not tell a factory its `learning_rate` and

@@ -26,7 +26,7 @@ SOURCE = "BnbOptimizerPlugin"
 class _Made:
     by: "BnbOptimizerPlugin"
     model: "weakref.ref[nn.Module] | None"
-    """The one whose hints the plugin says for this optimizer; None: its parameters have another optimizer by now."""
+    """Where the plugin's hints are said; None: another optimizer has taken some of the parameters."""
 
 
 _made: "weakref.WeakKeyDictionary[Optimizer, _Made]" = weakref.WeakKeyDictionary()
@@ -45,7 +45,7 @@ def maker(optimizer: Optimizer) -> "BnbOptimizerPlugin | None":
 
 
 def retire(params: Any) -> None:
-    """From now on no plugin speaks for an optimizer that has one of these parameters: they get another one.
+    """Ends what plugins say for optimizers that have one of these parameters: another optimizer is to train them.
 
     Args:
         params: Parameters, named ones or groups.
@@ -73,7 +73,7 @@ def say(plugin: "BnbOptimizerPlugin", model: nn.Module, only: bool) -> None:
     Args:
         plugin: The one that speaks now.
         model: In the wrapper in which it trains, or not: names are its own.
-        only: What plugins said before that do not speak for it any more is taken back.
+        only: What earlier plugins said is taken back, unless their optimizers still train the model, see `speakers`.
 
     Raises:
         OverrideError: A hint names an unknown option or no parameter.

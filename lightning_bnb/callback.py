@@ -20,16 +20,17 @@ class EightBitOptimizer(pl.Callback):
 
     In ``setup``, while the model is still on the CPU, it registers the model's parameters with the
     :class:`~torch_bnb.optim.GlobalOptimManager`, which applies every ``optim_overrides`` that the module or its
-    submodules declare. When Lightning configures the optimizers, it does so again for the parameters that the strategy
-    has made of them, and builds the optimizer: from ``optimizer`` if given, else from what the module's
+    submodules declare. When Lightning configures the optimizers, the callback registers the parameters again, as the
+    strategy may have replaced them, and builds the optimizer: from ``optimizer`` if given, else from what the module's
     ``configure_optimizers`` returns, in which torch optimizers are replaced by their 8-bit twins (same groups, same
     schedules). A module that has no ``configure_optimizers`` gets one from
     :class:`~lightning_bnb.EightBitOptimizerMixin`.
 
     Args:
         optimizer: Makes the optimizer from the trainable parameters, for example
-            ``functools.partial(torch_bnb.optim.AdamW8bit, lr=1e-3)``. ``None`` asks the module; otherwise its own
-            ``configure_optimizers`` is not called, so that its schedules are not used, which a warning says.
+            ``functools.partial(torch_bnb.optim.AdamW8bit, lr=1e-3)``. By default the module's
+            ``configure_optimizers`` does; with this argument it is not called, and a warning says that its schedules
+            are not used.
         overrides: What single parameters get instead of their group's options: from a name, a glob
             (``"*.embed*.weight"``) or an expression (``"re:..."``) to options; in Python a module type may stand for
             the name. Stronger than what modules declare, weaker than ``GlobalOptimManager.override_config``. They hold
@@ -38,12 +39,12 @@ class EightBitOptimizer(pl.Callback):
         replace_torch_optimizers: Replace ``torch.optim`` ``Adam``, ``AdamW``, ``SGD``, ``RMSprop`` and ``Adagrad``,
             and those of bitsandbytes. Others are left as they are, with a warning; those of torch_bnb keep the bits
             they were built with.
-        embeddings_32bit: ``nn.Embedding`` weights keep 32-bit state unless a hint says otherwise. ``None``: they do,
-            unless the module was registered with another word.
+        embeddings_32bit: Whether ``nn.Embedding`` weights keep 32-bit state where no hint says otherwise. ``None``: as
+            the module was registered before, else ``True``.
         strict: A pattern of ``overrides`` that fits no parameter is an error, as are ``overrides`` where no optimizer
             is one of torch_bnb; ``False`` makes it a warning.
         summary: Show at the start of a fit what every parameter gets and why, and how many bytes the state will take;
-            and after it, how many it took.
+            after the fit, how many bytes it took.
 
     Raises:
         MisconfigurationException:
@@ -106,13 +107,13 @@ class EightBitOptimizer(pl.Callback):
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        """Gives the module its own ``configure_optimizers`` back, and the optimizers that it keeps their place."""
+        """Gives the module its own ``configure_optimizers`` back; torch optimizers that it keeps step themselves."""
         self.state_dict()  # what held in this fit, for a checkpoint that is written after it
         self._restore_module()
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """The same, where there is no teardown."""
+        """Does what ``teardown`` does, which Lightning may not reach after an exception."""
         self._restore_module()
 
     @override
@@ -123,7 +124,7 @@ class EightBitOptimizer(pl.Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Compares options: with the other processes', and with those of the checkpoint that was loaded."""
+        """Compares every parameter's options with other processes' and with the loaded checkpoint's."""
         strategies.check_agreement(trainer.strategy, self._optimizers)
         changed = resume.changes(self._saved_choices, resume.choices(self._optimizers))
         self._saved_choices = {}
@@ -161,7 +162,7 @@ class EightBitOptimizer(pl.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remembered until training starts, when hints and state are all there: strategies differ in their order."""
+        """Keeps a checkpoint's choices for ``on_train_start``: only then have all strategies loaded hints and state."""
         self._saved_choices = state_dict["choices"]
 
     def _register(self, trainer: "pl.Trainer", module: "pl.LightningModule", final: bool) -> None:

@@ -6,6 +6,6 @@ _PACKAGES = ("lightning", "pytorch_lightning")
 
 
 def is_a(thing: Any, name: str) -> bool:
-    """Whether an object's class, or one above it, is theirs of this name: isinstance sees one of the two."""
+    """Whether an object is an instance of the class of this name in either package, imported or not."""
     theirs = (cls for cls in type(thing).__mro__ if cls.__module__.partition(".")[0] in _PACKAGES)
     return any(cls.__name__ == name for cls in theirs)

@@ -14,26 +14,26 @@ ModuleClass = TypeVar("ModuleClass", bound=type[pl.LightningModule])
 
 
 class EightBitOptimizerMixin:
-    r"""Gives a LightningModule a ``configure_optimizers`` with 8-bit state. Stands before ``LightningModule``.
+    r"""Gives a LightningModule a ``configure_optimizers`` with 8-bit state. A base before ``LightningModule``.
 
-    Class attributes say what it builds, arguments of ``__init__`` say it for one instance. An
-    :class:`~lightning_bnb.EightBitOptimizer` with an ``optimizer`` of its own takes precedence, and its other arguments
-    apply; without the callback, the mixin applies the module's declared hints itself.
+    Class attributes say which optimizer to build, arguments of ``__init__`` say it for one instance. With an
+    :class:`~lightning_bnb.EightBitOptimizer`, the callback's arguments apply too, and its ``optimizer`` wins; without
+    the callback, the mixin applies the module's declared hints itself.
 
     Args:
-        args: For the next class, as all other arguments.
+        args: Passed on to the next base class.
         optimizer_class: The optimizer; one of torch or bitsandbytes is replaced by its 8-bit twin.
         optimizer_options: Its arguments beside the parameters; ``optim_bits`` is 8, or the callback's, unless it says
             otherwise.
         overrides: Hints about single parameters, beside those that the class declares; patterns are allowed.
-        kwargs: For the next class.
+        kwargs: Passed on to the next base class.
 
     Raises:
         MisconfigurationException:
             If a hint fits no parameter, or the optimizer cannot honour it.
         TypeError:
-            When a class is defined in which it stands after ``LightningModule``, or which has ``overrides`` instead of
-            ``optim_overrides``.
+            When a class is defined that lists the mixin after ``LightningModule``, or that has ``overrides`` instead
+            of ``optim_overrides``.
 
     Example::
 
@@ -100,15 +100,15 @@ def eight_bit_optimizer(
     Args:
         optimizer_class: The optimizer; one of torch or bitsandbytes is replaced by its 8-bit twin.
         overrides: Hints about single parameters, as ``optim_overrides`` takes them.
-        optimizer_options: Its arguments beside the parameters. An instance that sets ``self.optimizer_options`` in its
-            ``__init__`` has its own.
+        optimizer_options: The optimizer's arguments beside the parameters. An instance may set its own
+            ``self.optimizer_options`` in ``__init__``.
 
     Returns:
         A decorator that returns the same class, with a ``configure_optimizers``.
 
     Raises:
-        TypeError: The optimizer is no class of optimizers, the decorated class is no LightningModule, or it has a
-            ``configure_optimizers``: that is what the callback replaces optimizers in.
+        TypeError: ``optimizer_class`` is no class of optimizers, the decorated class is no LightningModule, or it has a
+            ``configure_optimizers`` of its own, for which there is the callback.
 
     Example::
 

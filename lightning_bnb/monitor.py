@@ -16,16 +16,16 @@ from torch_bnb.optim import BlockwiseOptimizer
 class OptimizerStateMonitor(pl.Callback):
     r"""Logs, every few optimizer steps, what 8 bits do to the optimizer's states.
 
-    For every parameter group, and for the worst parameter: ``quantization_error``, what encoding changes in the states
-    relative to their norm; ``unmoved_codes``, the share of codes that the step leaves as they were;
-    ``update_to_weight``, what the step changes in the weights relative to their norm. For every group and in total:
-    ``state_bytes``. A measured step is made three times, on copies and for real; the others
-    take as long as without the monitor.
+    For every parameter group and for the worst parameter it logs ``quantization_error``, the norm of what encoding
+    changes in the states over the norm of the states; ``unmoved_codes``, the share of codes that the step leaves as
+    they were; and ``update_to_weight``, the norm of the step over the norm of the weights. For every group and in total
+    it logs ``state_bytes``. A measured step is computed three times, twice on copies; the others take as long as
+    without the monitor.
 
     Args:
         every_n_steps: Optimizer steps from one measurement to the next; the first step is measured.
-        prefix: Of the keys: ``optimizer_state/group0/quantization_error``, ``optimizer_state/worst/unmoved_codes``. A
-            second optimizer logs under ``optimizer_state-1``.
+        prefix: Begins the logged keys: ``optimizer_state/group0/quantization_error``,
+            ``optimizer_state/worst/unmoved_codes``. A second optimizer logs under ``optimizer_state-1``.
         per_parameter: Also log every parameter's own values, under its name.
 
     Attributes:
@@ -73,12 +73,12 @@ class OptimizerStateMonitor(pl.Callback):
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Leaves the optimizers alone."""
+        """Stops measuring."""
         self._stop()
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """Leaves the optimizers alone."""
+        """Stops measuring."""
         self._stop()
 
     def _log(self, trainer: "pl.Trainer", prefix: str, measurement: Measurement) -> None:

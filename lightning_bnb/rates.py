@@ -10,10 +10,10 @@ from torch_bnb.optim import BlockwiseOptimizer, GlobalOptimManager
 
 
 def log_own_rates(trainer: "pl.Trainer", interval: str) -> None:
-    """Logs what the trainer's LearningRateMonitor would, were each of these parameters a group.
+    """Logs the rate of every parameter that has its own, as the trainer's LearningRateMonitor logs a group's.
 
     The key is the monitor's for the optimizer, a slash and the parameter's name: ``lr-AdamW/head.weight``. The step on
-    the axis and the moments are the monitor's too.
+    the axis and the times of logging are the monitor's too.
 
     Args:
         trainer: With or without a monitor.
