@@ -15,6 +15,7 @@ from torch import nn
 
 import torch_bnb as bnb
 from lightning_bnb import EightBitOptimizer, EightBitOptimizerMixin, optim_overrides
+from torch_bnb.overrides import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
 
@@ -60,12 +61,12 @@ def test_a_plain_class_attribute_of_a_submodule_does_the_same():
     assert torch.equal(module.embed.weight, before)
 
 
-def test_parameters_are_registered_at_setup_while_on_the_cpu(manager):
+def test_parameters_are_registered_at_setup_while_on_the_cpu():
     seen = []
 
     class Watch(pl.Callback):
         def setup(self, trainer, pl_module, stage):
-            names = manager.parameter_names()
+            names = registry.parameter_names()
             seen.append([(names[id(p)], p.device.type) for p in pl_module.parameters()])
 
     fit(Model(), EightBitOptimizer(), Watch())

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 import torch_bnb as bnb
 from lightning_bnb import EightBitOptimizer, EightBitOptimizerMixin, eight_bit_optimizer, optim_overrides
+from torch_bnb.overrides import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
 
@@ -191,7 +192,7 @@ def test_two_optimizers_have_each_their_own(manager):
 
 
 @pytest.mark.parametrize("what", ["validate", "test", "predict"])
-def test_what_does_not_train_changes_nothing(what, manager):
+def test_what_does_not_train_changes_nothing(what):
     class Tested(Model):
         test_step = Model.validation_step
 
@@ -201,7 +202,7 @@ def test_what_does_not_train_changes_nothing(what, manager):
     module = Tested()
     trainer = pl.Trainer(accelerator="cpu", callbacks=[EightBitOptimizer(overrides={"nothing": {"lr": 1.0}})], **QUIET)
     getattr(trainer, what)(module, data())
-    assert "configure_optimizers" not in vars(module) and manager.parameter_names() == {}
+    assert "configure_optimizers" not in vars(module) and registry.parameter_names() == {}
 
 
 # Lightning's own callbacks and its tuner ------------------------------------------------------------------------------

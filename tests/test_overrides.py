@@ -11,6 +11,7 @@ from torch import nn
 
 import torch_bnb as bnb
 from torch_bnb.optim import AdamW, GlobalOptimManager
+from torch_bnb.overrides import registry
 
 
 class Net(nn.Module):
@@ -456,7 +457,7 @@ def test_registering_takes_every_form(manager):
     manager.register_parameters(model.named_parameters())
     manager.register_parameters([{"params": list(model.parameters()), "lr": 0.1}])
     manager.register_parameters(model.fc1.weight)
-    assert {manager.parameter_names()[id(p)] for p in model.parameters()} == {
+    assert {registry.parameter_names()[id(p)] for p in model.parameters()} == {
         name for name, _ in model.named_parameters()
     }
 

@@ -12,7 +12,7 @@ from torch_bnb.optim import state as storage
 from torch_bnb.optim.base import BlockwiseOptimizer
 from torch_bnb.optim.lookup import by_name
 from torch_bnb.optim.slots import Place
-from torch_bnb.overrides import GlobalOptimManager, OverrideSpec
+from torch_bnb.overrides import OverrideSpec, registry
 from torch_bnb.overrides.hints import Level
 from torch_bnb.overrides.resolve import Key
 from torch_bnb.tables import readable_bytes, render
@@ -126,7 +126,7 @@ def plan(
         optim_bits = 8
     if optim_bits is not None:
         options["optim_bits"] = optim_bits
-    found = GlobalOptimManager.get_instance().named_hints(model, overrides)
+    found = registry.named_hints(model, overrides)
     trainable = [(name, parameter) for name, parameter, _ in found if parameter.requires_grad]
     places: dict[int, Place] = {}
     if trainable:

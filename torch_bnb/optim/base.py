@@ -29,7 +29,7 @@ from torch_bnb.optim.naming import renew_names
 from torch_bnb.optim.options import CommonOptions
 from torch_bnb.optim.plan import Plan
 from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force, refuse_repeated, walk
-from torch_bnb.overrides import GlobalOptimManager, OverrideError, spec
+from torch_bnb.overrides import OverrideError, registry, spec
 from torch_bnb.overrides.hints import Hint, identity, next_order, taken_over
 from torch_bnb.overrides.resolve import merge
 
@@ -205,7 +205,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         Args:
             hints: By ``id(parameter)``, hints to assume in place of those in force.
         """
-        names = GlobalOptimManager.get_instance().parameter_names()
+        names = registry.parameter_names()
         places = []
         for _, g, i, parameter, slot in walk(self.param_groups, self._update_slots()):
             group = self.param_groups[g]

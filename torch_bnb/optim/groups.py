@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from torch_bnb.overrides import GlobalOptimManager, OverrideError, OverrideSpec
+from torch_bnb.overrides import GlobalOptimManager, OverrideError, OverrideSpec, registry
 from torch_bnb.overrides.hints import next_order
 from torch_bnb.overrides.resolve import Key, merge
 
@@ -49,11 +49,10 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"param_groups: expected an nn.Module, got {type(model).__name__}")
-    manager = GlobalOptimManager.get_instance()
-    manager.register_parameters(model, embeddings_32bit)
+    GlobalOptimManager.get_instance().register_parameters(model, embeddings_32bit)
     groups: dict[tuple, dict[str, Any]] = {}
     merged = next_order()
-    for name, parameter, hints in manager.named_hints(model, overrides):
+    for name, parameter, hints in registry.named_hints(model, overrides):
         if not (parameter.requires_grad and parameter.is_floating_point()):
             continue
         options = {} if weight_decay is None else {"weight_decay": weight_decay if parameter.dim() > 1 else 0.0}

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from torch_bnb.overrides import GlobalOptimManager, OverrideError
-from torch_bnb.overrides.hints import Hint, Level, identities, identity, on_parameter
+from torch_bnb.overrides import OverrideError, registry
+from torch_bnb.overrides.hints import Hint, Identity, Level, identities, identity, on_parameter
 from torch_bnb.overrides.resolve import merge
 
 Group = Mapping[str, Any]
@@ -19,7 +19,7 @@ Checked = Callable[[dict[str, Any], Group, str], dict[str, Any]]
 class Slot:
     """One place. Refers to no parameter, so that one which a framework replaces is freed at once."""
 
-    identity: tuple[int, int]
+    identity: Identity
     """Of the parameter that was here when the slot was made."""
     hints: list[Hint]
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -45,12 +45,12 @@ class SlotTable:
     def __init__(self, rows: list[list[Slot]] | None = None) -> None:
         self.rows: list[list[Slot]] = rows or []
         self._is_copy = rows is not None
-        self._left: dict[int, dict[tuple[int, int], bool]] = {}
+        self._left: dict[int, dict[Identity, bool]] = {}
         """By group, the identities of parameters that have left it for others which no known module has, fewer or more,
         and whether any has been given a hint."""
         self._known: list[tuple] = []
         self._seen_version: int | None = None
-        GlobalOptimManager.get_instance().follow(self)
+        registry.follow(self)
 
     def update(self, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
         """Slots for today's groups, parameters and hints.
@@ -59,10 +59,9 @@ class SlotTable:
             groups: The optimizer's parameter groups.
             checked: Checks a slot's overrides (overrides, group, what to call it in errors) and returns them.
         """
-        manager = GlobalOptimManager.get_instance()
-        if self._seen_version != manager.version or not self._fits(groups):
-            version = manager.version
-            self.rows = self._look_up(manager, groups, checked)
+        if self._seen_version != registry.version() or not self._fits(groups):
+            version = registry.version()
+            self.rows = self._look_up(groups, checked)
             self._known = _what_counts(groups)
             self._seen_version = version
         return self.rows
@@ -85,14 +84,14 @@ class SlotTable:
     def _fits(self, groups: Sequence[Group]) -> bool:
         return self._known == _what_counts(groups)
 
-    def _look_up(self, manager: GlobalOptimManager, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
+    def _look_up(self, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
         params = [groups[g]["params"][i] for g, i in places]
         refuse_repeated(places, params)
-        carried = self._carried(manager, groups)
-        self._refuse_lost(manager, groups)
-        names = manager.parameter_names()
-        found = manager.hints_for(params, {index: carried.get(place, []) for index, place in enumerate(places)})
+        carried = self._carried(groups)
+        self._refuse_lost(groups)
+        names = registry.parameter_names()
+        found = registry.hints_for(params, {index: carried.get(place, []) for index, place in enumerate(places)})
         rows: list[list[Slot]] = [[] for _ in groups]
         shared: dict[tuple, dict[str, Any]] = {}
         for (g, i), parameter, hints in zip(places, params, found, strict=True):
@@ -106,14 +105,14 @@ class SlotTable:
             rows[g].append(Slot(identity(parameter), hints, overrides))
         return rows
 
-    def _carried(self, manager: GlobalOptimManager, groups: Sequence[Group]) -> dict[tuple[int, int], list[Hint]]:
+    def _carried(self, groups: Sequence[Group]) -> dict[tuple[int, int], list[Hint]]:
         """By place, the hints given on a Parameter that has been there, or that another has replaced there.
 
         If known modules hold both, neither stands for the other. In a copy, all hints that held in the original.
         """
         now = {identity(p) for group in groups for p in group["params"]}
         before = {slot.identity for row in self.rows for slot in row}
-        known = set(map(identity, manager.known_parameters(before | now))) if before - now else set()
+        known = set(map(identity, registry.known_parameters(before | now))) if before - now else set()
         carried = {}
         for g, (row, group) in enumerate(zip(self.rows, groups, strict=False)):
             arrived = {identity(p) for p in group["params"]} - before
@@ -129,21 +128,21 @@ class SlotTable:
                     raise _lost(g, len(group["params"]))
         return carried
 
-    def _refuse_lost(self, manager: GlobalOptimManager, groups: Sequence[Group]) -> None:
+    def _refuse_lost(self, groups: Sequence[Group]) -> None:
         """Raises OverrideError for hints on parameters that have left for what an engine has made of them."""
         if not self._left:
             return
         held = {identity(p) for group in groups for p in group["params"]}
-        held |= {found for table in manager.followers() if table is not self for found in table.holds()}
+        held |= {found for table in registry.followers() if table is not self for found in table.holds()}
         for g, left in self._left.items():
             lost = {found: hinted for found, hinted in left.items() if found not in held}
-            trained = [p for p in manager.known_parameters(lost.keys()) if p.requires_grad]
+            trained = [p for p in registry.known_parameters(lost.keys()) if p.requires_grad]
             if g < len(groups) and (
-                any(lost.values()) or any(merge(in_force(given, groups[g])) for given in manager.hints_for(trained))
+                any(lost.values()) or any(merge(in_force(given, groups[g])) for given in registry.hints_for(trained))
             ):
                 raise _lost(g, len(groups[g]["params"]))
 
-    def holds(self) -> Iterator[tuple[int, int]]:
+    def holds(self) -> Iterator[Identity]:
         """The identities of the parameters that were here at the last `update`."""
         return (slot.identity for row in self.rows for slot in row)
 

@@ -1,12 +1,13 @@
 """Who gets what, and which hint said so: the answer of `GlobalOptimManager.explain`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from torch_bnb.overrides.hints import Hint
+from torch_bnb.overrides import registry
+from torch_bnb.overrides.hints import Hint, Level
 from torch_bnb.overrides.resolve import by_strength, merge
 from torch_bnb.tables import render
 
@@ -91,10 +92,10 @@ def wrappers_of(optimizer: Any) -> Iterator[Any]:
         yield optimizer
 
 
-def explain(model_or_optimizer: Any, manager: Any) -> Explanation:
+def explain(model_or_optimizer: Any) -> Explanation:
     """Rows for a module's parameters, or for an optimizer's."""
     if isinstance(model_or_optimizer, nn.Module):
-        found = manager.named_hints(model_or_optimizer)
+        found = registry.named_hints(model_or_optimizer)
         return Explanation(tuple(_row(name, p, None, None, merge(hints), hints) for name, p, hints in found))
     *_, optimizer = wrappers_of(model_or_optimizer)
     if not hasattr(optimizer, "configurations"):
@@ -102,6 +103,25 @@ def explain(model_or_optimizer: Any, manager: Any) -> Explanation:
         raise TypeError(f"explain: expected an nn.Module or an optimizer of torch_bnb, got a {got}")
     places = optimizer.configurations()
     return Explanation(tuple(_row(p.name, p.parameter, p.bits, p.config["lr"], p.overrides, p.hints) for p in places))
+
+
+def idle_patterns(model: nn.Module, trained: Iterable[Tensor]) -> list[str]:
+    """As `GlobalOptimManager.idle_patterns`."""
+    held = set(map(id, trained))
+    fits: dict[str, list[tuple[str, bool]]] = {}
+    for name, parameter, given in registry.named_hints(model):
+        for source in (hint.source for hint in given if hint.level is Level.PATTERN):
+            fits.setdefault(source, []).append((name, id(parameter) in held))
+    said = []
+    for source, found in fits.items():
+        if not any(trains for _, trains in found):
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            some = ", ".join(name for name, _ in found[:3])
+            said.append(
+                f"{source} fits only {some}{more}, which no optimizer has: frozen, or left out of it; it will hold "
+                "once one has been given them"
+            )
+    return said
 
 
 def _row(name: str, parameter: Any, bits: int | None, lr: Any, overrides: dict[str, Any], hints: Sequence[Hint]) -> Row:

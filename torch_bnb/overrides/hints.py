@@ -19,6 +19,9 @@ _ON_PARAMETER = "_torch_bnb_hints"
 _ON_MODULE = "_torch_bnb_notes"
 _IDENTITY = "_torch_bnb_identity"
 
+Identity = tuple[int, int]
+"""Tells Parameter objects apart: an address, and a number that no other object ever has. See `identity`."""
+
 
 class Level(IntEnum):
     """Who speaks, from the weakest to the strongest."""
@@ -138,7 +141,7 @@ def next_order(at_least: int = 0) -> int:
         return _order
 
 
-def identity(parameter: Tensor) -> tuple[int, int]:
+def identity(parameter: Tensor) -> Identity:
     """Tells one Parameter object from every other, also from a later one at its address, without referring to it."""
     known = parameter.__dict__.get(_IDENTITY)
     if known is None or known[0] != id(parameter):  # attributes follow a tensor through pickle, and into copies
@@ -146,7 +149,7 @@ def identity(parameter: Tensor) -> tuple[int, int]:
     return known
 
 
-def identities(parameters: Sequence[Tensor]) -> tuple[list[int], list[tuple[int, int] | None]]:
+def identities(parameters: Sequence[Tensor]) -> tuple[list[int], list[Identity | None]]:
     """Each one's address, and its `identity` or None where that has not been asked for."""
     return list(map(id, parameters)), [parameter.__dict__.get(_IDENTITY) for parameter in parameters]
 
