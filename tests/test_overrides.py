@@ -466,10 +466,35 @@ def test_an_option_of_another_rule_is_an_error_of_the_optimizer(manager):
     p = nn.Parameter(torch.zeros(3))
     manager.override_config(p, "momentum", 0.9)
     bnb.optim.SGD([p])
-    with pytest.raises(
-        bnb.OverrideError, match=r"parameter 0 of group 0, shape \(3,\): AdamW has no option 'momentum'"
-    ):
+    message = r"^override for parameter 0 of group 0, shape \(3,\), by override_config: AdamW has no option 'momentum'"
+    with pytest.raises(bnb.OverrideError, match=message):
         AdamW([p])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "hints", "message"),
+    [
+        (AdamW, [{"momentum": 0.5}], "plugin('1.*'): AdamW has no option 'momentum'"),
+        (AdamW, [{"lr": 0.5}, {"momentum": 0.5}], "override_config: AdamW has no option 'momentum'"),
+        (AdamW, [{"momentum": 0.5}, {"lr": 0.5}], "plugin('1.*'): AdamW has no option 'momentum'"),
+        (AdamW, [{"betas": (0.1, 0.2, 0.3)}], "plugin('1.*'): betas=(0.1, 0.2, 0.3): expected two numbers"),
+        (AdamW, [{"eps": 0.1}, {"lr_follows_schedule": False}], "override_config: lr_follows_schedule=False is about"),
+        (bnb.optim.SGD, [{"momentum": 0}, {"nesterov": True}], "plugin('1.*') and override_config: nesterov=True"),
+    ],
+)
+def test_an_error_of_the_optimizer_names_who_gave_the_hint(optimizer, hints, message, manager):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, bias=False))
+    manager.override_named(model, {"1.*": hints[0]}, source="plugin")
+    for config in hints[1:]:
+        manager.override_config(model[1].weight, key_value_dict=config)
+    with pytest.raises(bnb.OverrideError) as error:
+        optimizer(model.parameters(), lr=0.1)
+    assert str(error.value).startswith(f"override for 1.weight, shape (4, 4), by {message}")
+
+
+def test_an_error_of_a_plan_names_the_pattern():
+    with pytest.raises(bnb.OverrideError, match=r"^override for bias, by pattern 'b\*': AdamW has no option 'alpha'"):
+        bnb.plan(nn.Linear(4, 4), AdamW, overrides={"b*": {"alpha": 0.5}})
 
 
 def test_a_declared_name_that_no_longer_exists_is_an_error_of_the_optimizer(manager):

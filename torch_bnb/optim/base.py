@@ -31,7 +31,7 @@ from torch_bnb.optim.plan import Plan
 from torch_bnb.optim.slots import Place, Slot, SlotTable, in_force, refuse_repeated, walk
 from torch_bnb.overrides import OverrideError, registry, spec
 from torch_bnb.overrides.hints import Hint, identity, next_order, taken_over
-from torch_bnb.overrides.resolve import merge
+from torch_bnb.overrides.resolve import winners
 
 AnyPlan = Plan | CapturedPlan | StatePlan
 
@@ -167,7 +167,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
 
     def _update_slots(self) -> list[list[Slot]]:
         before = self._slots.rows
-        rows = self._slots.update(self.param_groups, self._checked_overrides)
+        rows = self._slots.update(self.param_groups, self._merged)
         if rows is not before and self.state:
             try:
                 adopt(self.state, before, self.param_groups, self.states)
@@ -178,17 +178,22 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             renew_names(self.param_groups, before, rows)
         return rows
 
-    def _checked_overrides(self, overrides: dict[str, Any], group: Mapping[str, Any], what: str) -> dict[str, Any]:
-        if not overrides:
-            return overrides
-        checked = options.check(
-            spec.validate_for(type(self).__name__, self.options, overrides, what), self.options, what
-        )
+    def _merged(self, hints: Sequence[Hint], group: Mapping[str, Any], parameter: str) -> dict[str, Any]:
+        """What hints for one parameter add up to, checked; errors name the parameter and who gave the hint."""
+        if not (winning := winners(hints)):
+            return {}
+
+        def what(*keys: str) -> str:
+            sources = dict.fromkeys(winning[key].source for key in keys)
+            return f"override for {parameter}, by {' and '.join(sources)}"
+
+        overrides = {key: hint.config[key] for key, hint in winning.items()}
+        checked = spec.validate_for(type(self).__name__, self.options, overrides, what)
         try:
             self.check({**group, **checked})
         except ValueError as error:
             if self._goes_together(group):
-                raise OverrideError(f"{what}: {error}") from None
+                raise OverrideError(f"{what(*checked)}: {error}") from None
         return checked
 
     def _goes_together(self, group: Mapping[str, Any]) -> bool:
@@ -209,11 +214,10 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         places = []
         for _, g, i, parameter, slot in walk(self.param_groups, self._update_slots()):
             group = self.param_groups[g]
+            own = group["param_names"][i] if "param_names" in group else names.get(id(parameter))
             if hints is not None:
                 assumed = in_force(hints[id(parameter)], group)
-                what = f"override for parameter {i} of group {g}"
-                slot = Slot(slot.identity, assumed, self._checked_overrides(merge(assumed), group, what))
-            own = group["param_names"][i] if "param_names" in group else names.get(id(parameter))
+                slot = Slot(slot.identity, assumed, self._merged(assumed, group, own or f"parameter {i} of group {g}"))
             config = slot.config(group)
             if is_lazy(parameter):
                 raise ValueError(

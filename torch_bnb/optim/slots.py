@@ -12,7 +12,8 @@ from torch_bnb.overrides.hints import Hint, Identity, Level, identities, identit
 from torch_bnb.overrides.resolve import merge
 
 Group = Mapping[str, Any]
-Checked = Callable[[dict[str, Any], Group, str], dict[str, Any]]
+Merged = Callable[[Sequence[Hint], Group, str], dict[str, Any]]
+"""What hints add up to in a group, checked: (hints, group, the parameter's name in errors) to options."""
 
 
 @dataclass
@@ -52,16 +53,16 @@ class SlotTable:
         self._seen_version: int | None = None
         registry.follow(self)
 
-    def update(self, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
+    def update(self, groups: Sequence[Group], merged: Merged) -> list[list[Slot]]:
         """Slots for today's groups, parameters and hints.
 
         Args:
             groups: The optimizer's parameter groups.
-            checked: Checks a slot's overrides (overrides, group, what to call it in errors) and returns them.
+            merged: Adds a slot's hints up and checks the result.
         """
         if self._seen_version != registry.version() or not self._fits(groups):
             version = registry.version()
-            self.rows = self._look_up(groups, checked)
+            self.rows = self._look_up(groups, merged)
             self._known = _what_counts(groups)
             self._seen_version = version
         return self.rows
@@ -84,7 +85,7 @@ class SlotTable:
     def _fits(self, groups: Sequence[Group]) -> bool:
         return self._known == _what_counts(groups)
 
-    def _look_up(self, groups: Sequence[Group], checked: Checked) -> list[list[Slot]]:
+    def _look_up(self, groups: Sequence[Group], merged: Merged) -> list[list[Slot]]:
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
         params = [groups[g]["params"][i] for g, i in places]
         refuse_repeated(places, params)
@@ -96,11 +97,11 @@ class SlotTable:
         shared: dict[tuple, dict[str, Any]] = {}
         for (g, i), parameter, hints in zip(places, params, found, strict=True):
             hints = in_force(hints, groups[g])
-            overrides = merge(hints)
-            if overrides:
+            overrides: dict[str, Any] = {}
+            if hints:
                 name = names.get(id(parameter), f"parameter {i} of group {g}")
                 shape = "not known yet" if is_lazy(parameter) else tuple(parameter.shape)
-                overrides = checked(overrides, groups[g], f"override for {name}, shape {shape}")
+                overrides = merged(hints, groups[g], f"{name}, shape {shape}")
             overrides = shared.setdefault(tuple(sorted(overrides.items())), overrides)
             rows[g].append(Slot(identity(parameter), hints, overrides))
         return rows

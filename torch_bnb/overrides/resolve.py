@@ -208,11 +208,13 @@ def own(module: nn.Module) -> dict[str, Tensor]:
 
 
 def merge(given: Iterable[Hint]) -> dict[str, Any]:
-    """What hints for one parameter add up to: of every key the strongest one's value."""
-    merged: dict[str, Any] = {}
-    for hint in by_strength(given):
-        merged.update(hint.config)
-    return merged
+    """What hints for one parameter add up to: of every option the strongest hint's value."""
+    return {option: hint.config[option] for option, hint in winners(given).items()}
+
+
+def winners(given: Iterable[Hint]) -> dict[str, Hint]:
+    """By option, the strongest of the hints for one parameter."""
+    return {option: hint for hint in by_strength(given) for option in hint.config}
 
 
 def by_strength(given: Iterable[Hint]) -> list[Hint]:

@@ -202,20 +202,38 @@ def validate(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def validate_for(rule: str, options: Mapping[str, Option], config: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The same for one rule with these options of its own; `what` says whose config this is."""
+def validate_for(
+    rule: str, options: Mapping[str, Option], config: Mapping[str, Any], what: Callable[[str], str]
+) -> dict[str, Any]:
+    """What several hints add up to, checked for the rule that will run.
+
+    Args:
+        rule: Its name, for errors.
+        options: Its own.
+        config: Options that `validate` has passed.
+        what: From an option to what errors call the hint that it comes from.
+
+    Returns:
+        A copy with values converted.
+
+    Raises:
+        OverrideError: The rule has no such option, or not with this value.
+    """
     known = {**COMMON, **HINT_ONLY, **options}
-    for key in config:
+    checked: dict[str, Any] = {}
+    for key, value in config.items():
         if key not in known:
-            raise OverrideError(f"{what}: {rule} has no {_unknown(key, known)}")
-    if not config.get("lr_follows_schedule", True) and "lr" not in config:
+            raise OverrideError(f"{what(key)}: {rule} has no {_unknown(key, known)}")
+        try:
+            checked[key] = known[key].parse(key, value)
+        except ValueError as error:
+            raise OverrideError(f"{what(key)}: {error}") from None
+    if not checked.get("lr_follows_schedule", True) and "lr" not in checked:
         raise OverrideError(
-            f"{what}: lr_follows_schedule=False is about an lr of the parameter's own, and there is none"
+            f"{what('lr_follows_schedule')}: lr_follows_schedule=False is about an lr of the parameter's own, and "
+            "there is none"
         )
-    try:
-        return {key: known[key].parse(key, value) for key, value in config.items()}
-    except ValueError as error:
-        raise OverrideError(f"{what}: {error}") from None
+    return checked
 
 
 def _parse_any(key: str, value: Any, options: list[Option]) -> Any:
