@@ -4,6 +4,7 @@ import contextlib
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -580,6 +581,20 @@ def test_a_group_that_cannot_be_added_is_not(wrong):
     assert len(optimizer.param_groups) == 1
     optimizer.step()
     optimizer.add_param_group({"params": [param(5)]})
+    optimizer.step()
+
+
+def test_a_group_put_in_by_hand_is_an_error_that_says_how_to_add_it(manager):
+    optimizer = bnb.optim.AdamW([torch.zeros(3, requires_grad=True)])
+    group = {"params": [torch.zeros(3, requires_grad=True)]}
+    for lacking, by_hand in (("lr", group), ("base_lr", {**optimizer.defaults, **group})):
+        optimizer.param_groups[1:] = [by_hand]
+        message = f"AdamW, group 1 lacks '{lacking}': .* by hand .*; use add_param_group"
+        for use in (optimizer.step, optimizer.state_dict, partial(manager.explain, optimizer)):
+            with pytest.raises(ValueError, match=message):
+                use()
+    optimizer.param_groups.pop()
+    optimizer.add_param_group(group)
     optimizer.step()
 
 

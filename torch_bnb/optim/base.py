@@ -166,6 +166,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         self._checkpoint_format = name
 
     def _update_slots(self) -> list[list[Slot]]:
+        self._refuse_bare_groups()
         before = self._slots.rows
         rows = self._slots.update(self.param_groups, self._merged)
         if rows is not before and self.state:
@@ -294,8 +295,19 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         ]
         StatePlan(self, targets).run(self)
 
+    def _refuse_bare_groups(self) -> None:
+        """Raises ValueError for a group that was put into `param_groups` by hand, so that nothing filled it in."""
+        for index, group in enumerate(self.param_groups):
+            if not (self.defaults.keys() <= group.keys() and "base_lr" in group):
+                missing = next(key for key in (*self.defaults, "base_lr") if key not in group)
+                raise ValueError(
+                    f"{type(self).__name__}, group {index} lacks {missing!r}: a group that is put into param_groups by "
+                    "hand is not filled in; use add_param_group"
+                )
+
     def _check_groups(self) -> None:
         """Checks what anybody has written into groups since the last step; tensors are not asked for their values."""
+        self._refuse_bare_groups()
         known = (*spec.COMMON, *self.options, *options.CONSTRUCTOR_ONLY)
         values_of = itemgetter(*known)
         seen, self._seen_options = self._seen_options, []
