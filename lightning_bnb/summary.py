@@ -48,7 +48,7 @@ def _ours(optimizers: Sequence[Optimizer]) -> list[BlockwiseOptimizer]:
 def _table(optimizer: BlockwiseOptimizer) -> str:
     rows = []
     for row in GlobalOptimManager.get_instance().explain(optimizer):
-        won = "\n".join(f"{voice.option}={voice.value} by {voice.source}" for voice in row.hints if voice.won)
+        won = "\n".join(f"{setting.option}={setting.value} by {setting.source}" for setting in row.hints if setting.won)
         smallest = row.overrides.get("min_8bit_size", optimizer.defaults["min_8bit_size"])
         small = optimizer.defaults["optim_bits"] == 8 and row.bits == 32 and math.prod(row.shape) < smallest
         shape = "x".join(map(str, row.shape)) or "1"

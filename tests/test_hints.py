@@ -130,7 +130,7 @@ def test_every_level_wins_over_those_below_it(manager):
     assert lr() == 8.0
     row = manager.explain(AdamW(groups[0] | {} for _ in range(1)))["inner.weight"]
     assert row.winners == {"lr": "override_config"}
-    assert [voice.value for voice in row.hints] == [8.0, 9.0, 7.0, 5.0, 3.0, 4.0, 2.0]
+    assert [setting.value for setting in row.hints] == [8.0, 9.0, 7.0, 5.0, 3.0, 4.0, 2.0]
     assert row.losers["lr"][-1] == "optim_overrides of Outer"
 
 
@@ -187,8 +187,7 @@ def test_a_hint_on_a_tied_weight_counts_once(manager):
     manager.override_config(model.embed.weight, "eps", 1e-6)
     rows = manager.explain(AdamW(model.parameters()))
     assert len(rows) == len(list(model.parameters()))
-    voices = [voice.option for voice in rows["embed.weight"].hints]
-    assert voices == ["eps", "lr"]
+    assert [setting.option for setting in rows["embed.weight"].hints] == ["eps", "lr"]
     assert len(manager.explain(model)) == len(rows)
 
 

@@ -18,11 +18,12 @@ Merged = Callable[[Sequence[Hint], Group, str], dict[str, Any]]
 
 @dataclass
 class Slot:
-    """One place. Refers to no parameter, so that one which a framework replaces is freed at once."""
+    """One place in the groups. Refers to no parameter, so that one which a framework replaces is freed at once."""
 
     identity: Identity
     """Of the parameter that was here when the slot was made."""
     hints: list[Hint]
+    """Those in force here."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """What the hints add up to; one object for all slots of the optimizer where they add up to the same."""
 
@@ -39,16 +40,16 @@ class SlotTable:
     A hint given on a Parameter stays with its place when a framework puts another Parameter there.
 
     Args:
-        rows: Of a copy of an optimizer: what held in the original, through modules too. Those hints hold on as long as
-            no known module has the parameter.
+        rows: For a copied or unpickled optimizer: its slots, with the hints that held in the original. Those that came
+            through modules hold here as long as no known module has the parameter.
     """
 
     def __init__(self, rows: list[list[Slot]] | None = None) -> None:
         self.rows: list[list[Slot]] = rows or []
         self._is_copy = rows is not None
-        self._left: dict[int, dict[Identity, bool]] = {}
-        """By group, the identities of parameters that have left it for others which no known module has, fewer or more,
-        and whether any has been given a hint."""
+        self._flattened: dict[int, dict[Identity, bool]] = {}
+        """By group, the parameters that an engine has flattened, it seems: they left the group for fewer or more others,
+        of which some are in no known module. From the identity of each to whether a hint was given on it since then."""
         self._known: list[tuple] = []
         self._seen_version: int | None = None
         registry.follow(self)
@@ -68,19 +69,19 @@ class SlotTable:
         return self.rows
 
     def go_back(self, rows: list[list[Slot]]) -> None:
-        """Takes the last `update` back; the next one looks again."""
+        """Undoes the last `update`, whose rows before were these; the next `update` looks hints up again."""
         self.rows, self._seen_version = rows, None
 
     def receive(self, parameter: Tensor, hint: Hint) -> None:
-        """Notes a hint on a parameter that is here, in case the parameter is replaced before the next `update`."""
+        """Keeps a hint for the place of its parameter, which may be replaced before the next `update`."""
         known = identity(parameter)
         for row in self.rows:
             for slot in row:
                 if slot.identity == known:
                     slot.hints = [*slot.hints, hint]
-        for left in self._left.values():
-            if known in left:
-                left[known] = any(given.config for given in on_parameter(parameter))
+        for flattened in self._flattened.values():
+            if known in flattened:
+                flattened[known] = any(given.config for given in on_parameter(parameter))
 
     def _fits(self, groups: Sequence[Group]) -> bool:
         return self._known == _what_counts(groups)
@@ -107,9 +108,14 @@ class SlotTable:
         return rows
 
     def _carried(self, groups: Sequence[Group]) -> dict[tuple[int, int], list[Hint]]:
-        """By place, the hints given on a Parameter that has been there, or that another has replaced there.
+        """By group and position, the hints of the last `update` that stay with the place.
 
-        If known modules hold both, neither stands for the other. In a copy, all hints that held in the original.
+        They stay for the parameter that was there, and for one that has replaced it: the optimizer has the old one
+        nowhere any more and had the new one nowhere before, and known modules do not hold both. Hints through modules
+        stay in a copied optimizer only; elsewhere they are looked up.
+
+        Raises:
+            OverrideError: An engine has flattened a group's parameters, some of them with overrides.
         """
         now = {identity(p) for group in groups for p in group["params"]}
         before = {slot.identity for row in self.rows for slot in row}
@@ -124,19 +130,23 @@ class SlotTable:
                     if slot.identity == identity(p) or replaced:
                         carried[g, i] = [h for h in slot.hints if self._is_copy or h.level is Level.PARAMETER]
             elif arrived - known and (gone := [slot for slot in row if slot.identity not in now]):
-                self._left.setdefault(g, {}).update((slot.identity, False) for slot in gone)
+                self._flattened.setdefault(g, {}).update((slot.identity, False) for slot in gone)
                 if any(slot.overrides or merge(in_force(slot.hints, group)) for slot in gone):
                     raise _lost(g, len(group["params"]))
         return carried
 
     def _refuse_lost(self, groups: Sequence[Group]) -> None:
-        """Raises OverrideError for hints on parameters that have left for what an engine has made of them."""
-        if not self._left:
+        """Raises OverrideError for hints on parameters that an engine has flattened earlier.
+
+        Such a hint was given on the object, or reaches it through a module that still has it. Parameters that this or
+        another optimizer holds are not lost.
+        """
+        if not self._flattened:
             return
         held = {identity(p) for group in groups for p in group["params"]}
         held |= {found for table in registry.followers() if table is not self for found in table.holds()}
-        for g, left in self._left.items():
-            lost = {found: hinted for found, hinted in left.items() if found not in held}
+        for g, flattened in self._flattened.items():
+            lost = {found: hinted for found, hinted in flattened.items() if found not in held}
             trained = [p for p in registry.known_parameters(lost.keys()) if p.requires_grad]
             if g < len(groups) and (
                 any(lost.values()) or any(merge(in_force(given, groups[g])) for given in registry.hints_for(trained))
@@ -158,7 +168,7 @@ def _lost(group: int, count: int) -> OverrideError:
 
 @dataclass(frozen=True)
 class Place:
-    """One parameter of an optimizer with everything that holds for it."""
+    """One parameter of an optimizer, and what it gets."""
 
     name: str
     group: int
@@ -183,7 +193,7 @@ def walk(groups: Sequence[Group], rows: Sequence[Sequence[Slot]]) -> Iterator[tu
 
 
 def _what_counts(groups: Sequence[Group]) -> list[tuple]:
-    """What of the groups decides which hints hold."""
+    """What decides, apart from hints, which overrides hold: `update` compares it."""
     return [(group["optim_bits"], *identities(group["params"])) for group in groups]
 
 
@@ -202,10 +212,10 @@ def refuse_repeated(places: Sequence[tuple[int, int]], params: Sequence[Tensor])
 
 
 def in_force(hints: list[Hint], group: Group) -> list[Hint]:
-    """Without those that a group's own words make idle.
+    """The hints that apply in a group. Two kinds do not.
 
-    That is the default for embeddings where the group's state is 32-bit anyway or it says itself how many bits; and, in
-    a group that `param_groups` made, every hint that went into it.
+    The 32-bit default for embeddings, where the group's state is 32-bit anyway or the group was given ``optim_bits`` of
+    its own; and, in a group that `param_groups` made, hints from before that: the group's options contain them.
     """
     idle = group["optim_bits"] == 32 or group.get("explicit_bits", False)
     merged = group.get("merged_hints")

@@ -13,13 +13,15 @@ from torch_bnb.tables import render
 
 
 @dataclass(frozen=True)
-class Voice:
-    """One hint about one option."""
+class Setting:
+    """One option of one hint."""
 
     option: str
     value: Any
     source: str
+    """Who gave the hint."""
     won: bool
+    """Whether the value holds, because no stronger hint sets the option."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,26 @@ class Row:
     name: str
     shape: tuple[int, ...]
     bits: int | None
-    """Of its state: 8 or 32. None where no optimizer was asked."""
+    """Of its state: 8 or 32. None if a module was explained, no optimizer."""
     lr: float | None
-    """The effective learning rate now. None where no optimizer was asked."""
+    """The effective learning rate now. None as for `bits`."""
     overrides: dict[str, Any]
     """Every overridden option and the value that holds."""
-    hints: tuple[Voice, ...]
-    """Every hint about every option, the strongest first."""
+    hints: tuple[Setting, ...]
+    """Every option of every hint, the strongest hint first."""
 
     @property
     def winners(self) -> dict[str, str]:
         """By option, the source of the hint that holds."""
-        return {voice.option: voice.source for voice in self.hints if voice.won}
+        return {setting.option: setting.source for setting in self.hints if setting.won}
 
     @property
     def losers(self) -> dict[str, list[str]]:
         """By option, the sources of the hints that do not hold, the strongest first."""
         lost: dict[str, list[str]] = {}
-        for voice in self.hints:
-            if not voice.won:
-                lost.setdefault(voice.option, []).append(voice.source)
+        for setting in self.hints:
+            if not setting.won:
+                lost.setdefault(setting.option, []).append(setting.source)
         return lost
 
 
@@ -85,7 +87,10 @@ class Explanation(Sequence[Row]):
 
 
 def wrappers_of(optimizer: Any) -> Iterator[Any]:
-    """What frameworks have put around an optimizer, kept there as ``.optimizer``; last the optimizer itself."""
+    """An optimizer's wrappers, the outermost first, and last the optimizer itself.
+
+    Frameworks' wrappers keep what they wrap as ``.optimizer``.
+    """
     yield optimizer
     while not hasattr(optimizer, "configurations") and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
@@ -125,17 +130,17 @@ def idle_patterns(model: nn.Module, trained: Iterable[Tensor]) -> list[str]:
 
 
 def _row(name: str, parameter: Any, bits: int | None, lr: Any, overrides: dict[str, Any], hints: Sequence[Hint]) -> Row:
-    voices: list[Voice] = []
+    settings: list[Setting] = []
     for hint in reversed(by_strength(hints)):
         for option, value in hint.config.items():
-            won = not any(voice.option == option for voice in voices)
-            voices.append(Voice(option, value, hint.source, won))
-    return Row(name, tuple(parameter.shape), bits, None if lr is None else float(lr), dict(overrides), tuple(voices))
+            won = not any(setting.option == option for setting in settings)
+            settings.append(Setting(option, value, hint.source, won))
+    return Row(name, tuple(parameter.shape), bits, None if lr is None else float(lr), dict(overrides), tuple(settings))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    won = [f"{voice.option}={voice.value} by {voice.source}" for voice in row.hints if voice.won]
-    lost = [f"{voice.option}={voice.value} by {voice.source}" for voice in row.hints if not voice.won]
+    won = [f"{setting.option}={setting.value} by {setting.source}" for setting in row.hints if setting.won]
+    lost = [f"{setting.option}={setting.value} by {setting.source}" for setting in row.hints if not setting.won]
     return (
         row.name,
         "x".join(map(str, row.shape)) or "1",

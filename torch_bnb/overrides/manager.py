@@ -1,4 +1,4 @@
-"""The process-wide manager through which users say what single parameters should get."""
+"""The process-wide manager: what users and plugins call. It checks hints; the registry keeps and finds them."""
 
 import threading
 from collections.abc import Iterable, Mapping
@@ -18,10 +18,10 @@ from torch_bnb.overrides.spec import OverrideError, OverrideSpec, known_names, k
 class GlobalOptimManager:
     """Overrides an optimizer's options for single parameters, at any time.
 
-    There is one per process; `get_instance` returns it. A hint is kept on the Parameter or Module that it was given to,
-    so it dies with it and reaches no other; the manager keeps nothing alive. An optimizer applies hints when it is
-    built and again at the next step after any was written: a changed ``optim_bits`` then converts the live state,
-    nothing is reset. All methods may be called from any thread.
+    There is one per process; `get_instance` returns it. A hint is kept on the Parameter or Module that it was given to
+    and dies with that; the manager keeps nothing alive. An optimizer applies hints when it is built, and new ones at
+    its next step: a changed ``optim_bits`` then converts the live state, nothing is reset. All methods may be called
+    from any thread.
 
     Precedence, weakest first: constructor default, parameter group, 32-bit embeddings, hints of outer modules, hints of
     inner modules, patterns, `override_config`; within one level the later one wins.
@@ -67,9 +67,9 @@ class GlobalOptimManager:
         Args:
             params: A module, whose classes' ``optim_overrides`` then apply; or parameters, ``(name, parameter)`` pairs
                 or parameter groups, which are checked. Registering again is harmless, so is an empty list.
-            embeddings_32bit: For a module: ``nn.Embedding`` weights below it keep 32-bit state unless a hint or their
-                group says otherwise. None: they do, unless somebody has said so of a module that holds them or is said
-                later; of several words the last one holds.
+            embeddings_32bit: For a module: whether ``nn.Embedding`` weights below it keep 32-bit state, unless a hint
+                or their group sets ``optim_bits``. None: they do, unless a call with True or False for a module that
+                holds them says otherwise. Of several such calls the last one holds.
 
         Raises:
             TypeError: Something else was given.
@@ -111,11 +111,11 @@ class GlobalOptimManager:
         registry.give(targets.parameters(parameters, "override_config"), config)
 
     def forget_config(self, parameters: Tensor | Iterable[Tensor], *keys: str) -> None:
-        """Takes back what `override_config` said of one parameter or of several; what modules and patterns say holds.
+        """Takes back options that `override_config` has set; what modules and patterns say stays in force.
 
         Args:
             parameters: A parameter, or a list of them.
-            *keys: The options; none: all.
+            *keys: The options. Without any: all of them.
 
         Raises:
             OverrideError: No parameters, or an unknown option (with the nearest spelling).
@@ -133,7 +133,7 @@ class GlobalOptimManager:
         registry.give(targets.parameters(parameters, "forget_config"), {}, withdrawn)
 
     def register_module_override(self, module: nn.Module, param_name: Key, config: OverrideSpec) -> None:
-        """Sets options for parameters of a module by name, whichever objects bear it when the optimizer steps.
+        """Sets options for parameters of a module by name, whichever objects have it when the optimizer steps.
 
         Args:
             module: Where to look; ``self`` in a module's ``__init__``.
@@ -163,9 +163,9 @@ class GlobalOptimManager:
             model: The names' root.
             patterns: From a name, a glob (``"*.embed*.weight"``), ``"re:..."`` or a module type to options. All that
                 match apply; of one option the later pattern's value holds.
-            strict: A pattern that fits no parameter is an error: here if the model has parameters, and whenever an
-                optimizer is built or its hints change. Else a warning then.
-            source: How `explain` names these hints.
+            strict: Whether a pattern that fits no parameter is an error, at once if the model has parameters, and
+                whenever an optimizer looks hints up. False: it is a warning whenever an optimizer looks hints up.
+            source: What `explain` and errors call these hints.
 
         Raises:
             OverrideError: A pattern fits no parameter, an unknown option, or an impossible value.
@@ -195,33 +195,34 @@ class GlobalOptimManager:
         """
         return explain(model_or_optimizer)
 
-    # For plugins, which say the same several times and know every optimizer.
-
     def say_named(
         self, model: nn.Module, patterns: Mapping[Key, OverrideSpec], strict: bool, source: str, only: bool = False
     ) -> None:
-        """`override_named` for a plugin, which says the same at several points of a set-up.
+        """For plugins: `override_named` that may be repeated at several points of a set-up.
 
-        What it has said before keeps its place among all words, up to the first pattern that is new: what others have
-        said since then is still later.
+        Patterns that the plugin gives again, unchanged and from the first one on, keep their place in the order of
+        hints: what users have said between the two calls stays later. The first pattern that is new or changed, and all
+        after it, are the latest hints.
 
         Args:
             model: The names' root.
-            patterns: As for `override_named`.
-            strict: As there.
-            source: As there; tells the plugin's words from others'.
-            only: Whatever else was said of the model under this source is taken back.
+            patterns: All that the plugin says of the model, as for `override_named`.
+            strict: As for `override_named`.
+            source: The plugin, in tables and errors; its hints are told from others' by it.
+            only: Whether hints of this source that are not among `patterns` are taken back.
 
         Raises:
-            OverrideError: As there.
-            TypeError: As there.
+            OverrideError: As for `override_named`.
+            TypeError: As for `override_named`.
         """
         named = _sources(source)
         checked = _checked(model, patterns, Level.PATTERN, named, "override_named", strict)
         registry.give_again(model, checked, named, strict, only)
 
     def idle_patterns(self, model: nn.Module, trained: Iterable[Tensor]) -> list[str]:
-        """Says of every pattern of `override_named` that fits parameters, but none that trains, what it fits.
+        """For plugins, and loops that know all optimizers: a sentence for each pattern that has no effect.
+
+        Such a pattern fits parameters of the model, but none that an optimizer has. The sentence names them.
 
         Args:
             model: The names' root.
@@ -231,13 +232,17 @@ class GlobalOptimManager:
 
 
 def _sources(source: str) -> Source:
+    """What each pattern of a call is called: ``source('*.weight')``."""
     return lambda key: f"{source}({spell(key)})"
 
 
 def _checked(
     module: Any, given: Mapping[Key, OverrideSpec], level: Level, source: Source, caller: str, strict: bool
 ) -> dict[Key, dict[str, Any]]:
-    """Patterns over a module's names, checked as far as that can be done now."""
+    """Names or patterns with checked options; those that fit nothing are an error if the module is complete by now.
+
+    A pattern may be given before the model has parameters; a module's own hint may not.
+    """
     if not isinstance(module, nn.Module):
         raise TypeError(f"{caller}: expected an nn.Module, got {type(module).__name__}")
     checked = check_overrides(given, caller, source)

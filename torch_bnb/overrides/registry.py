@@ -63,8 +63,9 @@ def hints_for(params: Sequence[Tensor], carried: Mapping[int, Sequence[Hint]] | 
 
     Args:
         params: The parameters.
-        carried: By index, hints given on a Parameter object that a framework has since replaced at this place. In a
-            copy of an optimizer also hints through modules, which hold where no known module has the parameter.
+        carried: By index, hints that the optimizer has kept for this place, because they were given on a Parameter
+            object that a framework has replaced since. A copied optimizer also keeps the original's hints through
+            modules; those hold if no known module has the parameter.
 
     Raises:
         OverrideError: A hint of a module that has one of the parameters fits none.
@@ -83,7 +84,7 @@ def hints_for(params: Sequence[Tensor], carried: Mapping[int, Sequence[Hint]] | 
                 for hint in (found if id(parameter) in held else given)
                 if hint.level is not Level.PARAMETER and hint.epoch >= hints.current_epoch()
             ]
-            result.append([*others, *hints.latest_words(hint for hint in given if hint.level is Level.PARAMETER)])
+            result.append([*others, *hints.last_said(hint for hint in given if hint.level is Level.PARAMETER)])
         return result
 
 
@@ -97,7 +98,7 @@ def named_hints(
         patterns: More hints, as for `GlobalOptimManager.override_named`, for this answer only.
 
     Raises:
-        OverrideError: A hint or pattern fits no parameter, or says something impossible.
+        OverrideError: A hint or pattern fits no parameter, or an option of a pattern is unknown or impossible.
     """
     first: dict[int, tuple[str, Tensor]] = {}
     for name, parameter in names(model):
@@ -185,14 +186,14 @@ def give(parameters: Sequence[Tensor], config: Mapping[str, Any], withdrawn: tup
 
 
 def give_through(module: nn.Module, configs: Configs, level: Level, source: Source, strict: bool) -> None:
-    """Gives a module hints for the parameters below it that bear a name, whichever objects they are by then.
+    """Gives a module hints for the parameters that keys name below it, whichever objects have the names by then.
 
     Args:
         module: Where names are looked up.
         configs: The hints, one for each key.
         level: That of the hints.
         source: Names each of them.
-        strict: Whether it is an error if nothing bears the name when hints are looked up, else a warning.
+        strict: Whether it is an error if a key names nothing when hints are looked up; else it is a warning.
     """
     with _lock:
         for key, config in configs.items():

@@ -40,8 +40,8 @@ def check_overrides(
     Args:
         overrides: From a name, a glob, ``"re:..."`` or a module type to options, as in
             `GlobalOptimManager.override_named`.
-        what: Names them in errors.
-        source: Names one of them in errors, from its key.
+        what: What errors call the whole.
+        source: From a key to what errors call the one pattern.
 
     Returns:
         A copy with aliases replaced and values converted.
@@ -81,7 +81,7 @@ def clean_name(name: str) -> str:
 def names(module: nn.Module) -> list[tuple[str, Tensor]]:
     """(clean name, parameter) pairs below a module; a tied parameter comes under each of its names.
 
-    Those in a DistributedDataParallel, itself maybe in wrappers, are those of the module in it.
+    What wraps the whole module, a DistributedDataParallel too, adds nothing to the names.
     """
     prefix = _prefix_in_wrappers(module)
     found = {}
@@ -92,6 +92,7 @@ def names(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _prefix_in_wrappers(module: nn.Module) -> str:
+    """What the names of all parameters begin with because of wrappers around the whole module."""
     prefix = ""
     while True:
         parallel = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
@@ -133,11 +134,15 @@ def find(module: nn.Module, key: Key, named: list[tuple[str, Tensor]] | None = N
 
 
 def _called(name: str) -> set[str]:
-    """What a parameter may be called: of the several tensors behind a parametrized one, each is also that one."""
+    """The names by which a key can mean a parameter.
+
+    A parametrization that makes ``weight`` of several tensors has ``weight.original0``, which ``weight`` means, too.
+    """
     return {name, _ONE_OF_SEVERAL.sub("", name)}
 
 
-def _matcher(key: str) -> Any:
+def _matcher(key: str) -> Callable[[str], bool]:
+    """Tells which names a key means, if it is no parameter's whole name."""
     if key.startswith("re:"):
         try:
             expression = re.compile(key.removeprefix("re:"))
@@ -167,10 +172,11 @@ def hints_through(params: Iterable[Tensor]) -> dict[int, list[Hint]]:
     """Every hint that reaches one of `params` through a known module, by ``id(parameter)``.
 
     Args:
-        params: The parameters of one optimizer. A module none of whose parameters are among them is another's concern.
+        params: The parameters of one optimizer. Hints of modules that have none of them are not looked at: they are
+            meant for another optimizer.
 
     Raises:
-        OverrideError: A hint of a concerned module fits no parameter.
+        OverrideError: A hint of a module that has some of them fits no parameter.
     """
     params = list(params)
     wanted = {id(parameter) for parameter in params}
@@ -187,16 +193,21 @@ def hints_through(params: Iterable[Tensor]) -> dict[int, list[Hint]]:
             for name, parameter in _targets(module, hint, named, alive):
                 near = (-name.count("."),) if hint.level is Level.MODULE else ()
                 found = Hint(hint.config, hint.level, (*near, hint.order), hint.source, hint.epoch, hint.withdrawn)
-                # A tied parameter has several names, and one given on a Parameter several places: it counts once.
-                voice = (id(module), place) if hint.given_to is None else (hint.order,)
+                # One hint counts once, though it may reach a tied parameter by several names, and though one given on
+                # a Parameter object has a copy in every module that held the object.
+                origin = (id(module), place) if hint.given_to is None else (hint.order,)
                 known = reached.setdefault(id(parameter), {})
-                if voice not in known or known[voice].rank < found.rank:
-                    known[voice] = found
+                if origin not in known or known[origin].rank < found.rank:
+                    known[origin] = found
     return {parameter: _with_one_default(found.values()) for parameter, found in reached.items()}
 
 
 def _with_one_default(found: Iterable[Hint]) -> list[Hint]:
-    """Of several words about an embedding's default the last one; it may say that there is none."""
+    """Hints for one parameter with at most one EMBEDDING hint.
+
+    Several registered modules may hold an embedding; the choice that was made last holds. If it was
+    ``embeddings_32bit=False``, an empty hint, none is left.
+    """
     defaults = [hint for hint in found if hint.level is Level.EMBEDDING]
     last = max(defaults, key=lambda hint: hint.rank, default=None)
     return [hint for hint in found if hint.level is not Level.EMBEDDING or (hint is last and hint.config)]
@@ -218,13 +229,14 @@ def winners(given: Iterable[Hint]) -> dict[str, Hint]:
 
 
 def by_strength(given: Iterable[Hint]) -> list[Hint]:
-    """The weakest first."""
+    """The hints, the weakest first."""
     return sorted(given, key=lambda hint: (hint.level, hint.rank))
 
 
 def _targets(
     module: nn.Module, hint: ModuleHint, named: list[tuple[str, Tensor]], alive: set[int]
 ) -> list[tuple[str, Tensor]]:
+    """The (name, parameter) pairs that a module's hint reaches today."""
     if hint.given_to is not None:
         return _in_place(module, hint, named, alive)
     try:
@@ -239,12 +251,17 @@ def _targets(
 def _in_place(
     module: nn.Module, hint: ModuleHint, named: list[tuple[str, Tensor]], alive: set[int]
 ) -> list[tuple[str, Tensor]]:
-    """What is now where a hinted Parameter object was: that object, or what has taken its place for good."""
+    """The parameter that a hint given on a Parameter object reaches in a module that held the object.
+
+    That is the object if it is still there. Another parameter there has taken its place only if the object is not
+    `alive`, in the optimizer or in a known module: else the object has merely moved, and its hint with it.
+    """
     found = [(name, p) for name, p in named if name == hint.key]
     return [(name, p) for name, p in found if hints.identity(p)[1] == hint.given_to or hint.given_to not in alive]
 
 
 def _hints_of(module: nn.Module) -> list[ModuleHint]:
+    """What the module's classes declare, what its notes hold, and the default for its embeddings."""
     declarations, epoch = declared(module), hints.current_epoch()
     found = [
         ModuleHint(name, config, Level.MODULE, order - len(declarations), source, epoch)  # before any given by hand

@@ -9,7 +9,7 @@ from torch_bnb.overrides.spec import OverrideError
 
 
 def parameters(given: Any, caller: str) -> list[Tensor]:
-    """The tensors, if hints may be given on every one of them.
+    """The parameters in what a user has handed over to give hints on.
 
     Args:
         given: As for `flatten`.
