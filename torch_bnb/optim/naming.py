@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from torch_bnb.optim.slots import Group, Slot
-from torch_bnb.overrides import GlobalOptimManager
+from torch_bnb.overrides import registry
 
 
 def renew_names(groups: Sequence[Group], before: Sequence[Sequence[Slot]], now: Sequence[Sequence[Slot]]) -> None:
@@ -23,7 +23,7 @@ def renew_names(groups: Sequence[Group], before: Sequence[Sequence[Slot]], now: 
         if given is None or len(given) != len(old) or there == [slot.identity for slot in new]:
             continue
         if known is None:
-            known = GlobalOptimManager.get_instance().parameter_names()
+            known = registry.parameter_names()
         kept = dict(zip(there, given, strict=True))
         in_place = given if len(new) == len(old) else [None] * len(new)
         group["param_names"] = [

@@ -48,8 +48,9 @@ class SlotTable:
         self.rows: list[list[Slot]] = rows or []
         self._is_copy = rows is not None
         self._flattened: dict[int, dict[Identity, bool]] = {}
-        """By group, the parameters that an engine has flattened, it seems: they left the group for fewer or more others,
-        of which some are in no known module. From the identity of each to whether a hint was given on it since then."""
+        """By group, the parameters that an engine has flattened, it seems: they left the group for fewer or more
+        others, of which some are in no known module. From the identity of each to whether a hint was given on it since
+        then."""
         self._known: list[tuple] = []
         self._seen_version: int | None = None
         registry.follow(self)
