@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def _main(rank: int, processes: int, folder: str, function: Callable[..., Any], 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
+    patience = timedelta(minutes=5)  # with a process that takes no part in what all must do
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=patience)
     try:
         torch.save(function(rank, *arguments), Path(folder) / f"result{rank}.pt")
         dist.barrier()  # gloo may abort a process whose peer has gone while it still closes its connections

@@ -120,7 +120,7 @@ def same_bits(rank, names):
 
 
 def hybrid(rank):
-    """Replicate x shard, and shards of the second dimension."""
+    """Replicate x shard, shards of shards, and shards of the second dimension."""
     found = []
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     options = {"optim_bits": 8, "min_8bit_size": 1024, "block_grid": "rows", "lr": 0.01}
@@ -130,8 +130,9 @@ def hybrid(rank):
             return cls(params, **options, **extra)
 
         alone = trained(make)
-        together = trained(make, place_by(mesh, [Replicate(), Shard(0)]))
-        found += differences(alone, together, f"{cls.__name__} hybrid")
+        for placements in ([Replicate(), Shard(0)], [Shard(0), Shard(0)]):
+            together = trained(make, place_by(mesh, placements))
+            found += differences(alone, together, f"{cls.__name__} {placements}")
         columns = [p for p in SHAPES if SHAPES[p][1:2] in ((512,), (2048,))]  # cut between blocks by two
         place = place_by(mesh, [Replicate(), Shard(1)])
         params = {name: nn.Parameter(place(numbers(99, 1.0)[name])) for name in columns}

@@ -88,9 +88,10 @@ def test_how_parts_lie_in_memory_does_not_mix_up_the_norms_of_parameters(tmp_pat
 
 
 def test_whole_state_is_not_cut_where_parts_are_no_pieces_in_a_row():
-    like = SimpleNamespace(placements=(_StridedShard(0, split_factor=2), Shard(0)))  # a column shard in FSDP2
-    with pytest.raises(ValueError, match=r"a tensor of shape \(8, 4\) that is whole cannot be cut as .*StridedShard"):
-        sharding.take(torch.ones(8, 4), like)
+    placements = _StridedShard(0, split_factor=2), Shard(0)  # uneven tensor parallelism within FSDP2
+    like = SimpleNamespace(shape=(7, 4), placements=placements, device_mesh=SimpleNamespace(size=lambda dim: 2))
+    with pytest.raises(ValueError, match=r"a tensor of shape \(7, 4\) that is whole cannot be cut as .*StridedShard"):
+        sharding.take(torch.ones(7, 4), like)
 
 
 def test_a_checkpoint_of_rows_is_broadcast_to_shards(tmp_path):

@@ -136,10 +136,10 @@ def _placed(name: str, kept: State, signed: bool, parameter: Tensor, home: Home,
     if not sharded:
         parts = storage.part(name, kept, signed, parameter)
         return {key: sharding.wrap(home.copy(sharding.local(v)), parameter, v.shape) for key, v in parts.items()}
+    layout = sharding.layout_of(parameter)
     for key, value in kept.items():
-        layout = (parameter.device_mesh, parameter.placements)
-        if key not in sharded or (value.device_mesh, value.placements) != layout:
-            theirs = (value.device_mesh, value.placements) if key in sharded else "not sharded"
+        theirs = sharding.layout_of(value) if key in sharded else "not sharded"
+        if theirs != layout:
             raise ValueError(f"{what}: {key!r} must be laid out as the parameter is, {layout}, it is {theirs}")
     return {key: sharding.wrap(home.copy(sharding.local(v)), parameter, v.shape) for key, v in kept.items()}
 

@@ -29,7 +29,7 @@ def adopt(
         states: The rule's states, and whether each has a sign.
 
     Raises:
-        ValueError: The parameter that came is of another shape.
+        ValueError: The parameter that came is of another shape, or the one that has gone was sharded otherwise.
     """
     now = {identity(parameter) for group in groups for parameter in group["params"]}
     left = {identity(parameter): parameter for parameter in state if identity(parameter) not in now}
@@ -38,7 +38,15 @@ def adopt(
             continue
         for i, (slot, came) in enumerate(zip(row, group["params"], strict=True)):
             gone = left.get(slot.identity)
-            if gone is None or not sharding.is_sharded(came) or sharding.is_sharded(gone):
+            if gone is None or not sharding.is_sharded(came):
+                continue
+            if sharding.is_sharded(gone):
+                if sharding.layout_of(gone) != sharding.layout_of(came):
+                    raise ValueError(
+                        f"parameter {i} of group {g}, shape {tuple(gone.shape)}, has state and was replaced by one "
+                        f"that is sharded otherwise, {came.placements} after {gone.placements}; shard a model in every "
+                        "way before its optimizer steps"
+                    )
                 continue
             if came.shape != gone.shape:
                 raise ValueError(

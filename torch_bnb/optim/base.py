@@ -7,7 +7,7 @@ optim/capture.py where a CUDA graph is to repeat the step, in optim/making.py wh
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -58,6 +58,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
     """Whether it needs norms over the whole tensor."""
     _plan: AnyPlan | None = None
     _agreed = False
+    _has_shards = False
     _seen_options: Sequence[tuple[Any, ...]] = ()
     """Of each group, as they were when they were checked last."""
     _checkpoint_format = "native"
@@ -176,6 +177,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 self._slots.go_back(before)  # or the next step would start from nothing
                 raise
         if rows is not before:
+            self._has_shards = any(sharding.is_sharded(p) for group in self.param_groups for p in group["params"])
             renew_names(self.param_groups, before, rows)
         return rows
 
@@ -259,6 +261,10 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         plan, self._plan = self._plan, None  # not kept if anything goes wrong
         self._check_groups()
         rows = self._update_slots()
+        if not self._agreed:
+            check_agreement(self)
+        if self._has_shards:
+            sharding.lay_out_grads(chain.from_iterable(group["params"] for group in self.param_groups))
         if plan is None or not plan.renew(self, rows):
             plan = self._new_plan(rows, plan)
         plan.run(self)
@@ -324,8 +330,6 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             self._seen_options.append(now)
 
     def _new_plan(self, rows: list[list[Slot]], before: AnyPlan | None) -> AnyPlan:
-        if not self._agreed:
-            check_agreement(self)
         plan: AnyPlan | None = plan_of(self, rows)
         if plan is None and self.defaults["capturable"]:
             plan = CapturedPlan(self, rows)

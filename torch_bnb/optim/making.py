@@ -113,7 +113,7 @@ def _moves(params: Sequence[Tensor]) -> bool:
     """Whether any gradient, of any process, has anything in it."""
     counts: dict[tuple, Tensor] = {}
     for parameter in params:
-        grad = sharding.local_grad(parameter.grad, parameter)
+        grad = sharding.local(parameter.grad)
         values = grad if grad.layout is torch.strided else grad._values()
         place = parameter.device, sharding.groups_of(parameter)
         counts[place] = counts.get(place, 0) + values.count_nonzero()

@@ -154,7 +154,7 @@ class Plan:
                 return False
             if facts.about != situations.config(g, slot)[1]:
                 return False
-            if facts.sharded and not sharding.is_laid_out_alike(grad, parameter):  # moved once, by all processes
+            if facts.sharded and not sharding.is_sharded(grad):
                 return False
             step, fresh = _step_of(state, optimizer.states)
             situation = situations.of(g, slot, facts.bits, step, fresh)
@@ -195,7 +195,7 @@ class Plan:
         for one, state in zip(stepping, states, strict=True):
             situation, facts, here, grad = one.situation, one.facts, one.parameter, one.grad
             if facts.sharded:
-                here, grad = sharding.local(here), sharding.local_grad(grad, here)
+                here, grad = sharding.local(here), sharding.local(grad)
             strided = is_strided(here, grad)
             # Sums over processes go call by call, so what only this one's part is like must not make another call.
             place = situation.key, grad.layout, strided and not facts.sharded, facts.place
@@ -255,8 +255,7 @@ class Plan:
         if planned.sharded:
             if not all(map(sharding.is_sharded, grads)):
                 return False
-            grads = [sharding.local_grad(grad, p) for p, grad in zip(its, grads, strict=True)]
-            its = list(map(sharding.local, its))
+            its, grads = list(map(sharding.local, its)), list(map(sharding.local, grads))
         scalars: dict[str, float] | None = None
         for situation, position in planned.situations.values():
             config = situation.slot.config(optimizer.param_groups[situation.group])

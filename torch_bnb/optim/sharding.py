@@ -6,7 +6,7 @@ The only module that knows of meshes and placements. It must not know what is ke
 import gc
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor | None) -> bool:
     """Whether a tensor is a ``DTensor``, be it replicated."""
     known = sys.modules.get("torch.distributed.tensor")  # slow to import; without it there are none
     return known is not None and isinstance(tensor, known.DTensor)
@@ -33,18 +33,20 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().full_tensor() if is_sharded(tensor) else tensor
 
 
-def is_laid_out_alike(grad: Tensor, parameter: Tensor) -> bool:
-    """Whether processes hold the same parts of a parameter and its gradient; so it is if neither is sharded."""
-    if not is_sharded(grad) or not is_sharded(parameter):
-        return is_sharded(grad) is is_sharded(parameter)
-    return (grad.device_mesh, grad.placements) == (parameter.device_mesh, parameter.placements)
+def layout_of(tensor: Tensor) -> tuple[Any, Any]:
+    """What says which part of a sharded tensor each process holds."""
+    return tensor.device_mesh, tensor.placements
 
 
-def local_grad(grad: Tensor, parameter: Tensor) -> Tensor:
-    """What this process holds of a parameter's gradient, laid out as the parameter is."""
-    if is_sharded(grad) and not is_laid_out_alike(grad, parameter):
-        grad = grad.redistribute(parameter.device_mesh, parameter.placements)
-    return local(grad)
+def lay_out_grads(parameters: Iterable[Tensor]) -> None:
+    """Lays every gradient out as its parameter is, as sequence parallelism's partial sums are not.
+
+    Processes may plan a step differently, as parts lie otherwise in memory, but here all of them move the same
+    gradients in the same order, and each one once.
+    """
+    for parameter in parameters:
+        if is_sharded(parameter) and is_sharded(grad := parameter.grad) and layout_of(grad) != layout_of(parameter):
+            parameter.grad = grad.redistribute(*layout_of(parameter))
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Part:
     affine: bool
     """Whether it is one box of the whole. If not, `offset` means nothing."""
     cuts: tuple[tuple[int, int], ...]
-    """The dimensions that are cut, each with the length of a full piece."""
+    """The cuts, one after the other: of which dimension, and the length of a full piece."""
 
     @property
     def row(self) -> int:
@@ -84,7 +86,8 @@ class Part:
 
         A cut of the first dimension is one between rows. One of the second must be between blocks, on every process.
         """
-        if not self.affine or any(dim > 1 for dim, _ in self.cuts):
+        dims = [dim for dim, _ in self.cuts]
+        if not self.affine or max(dims, default=0) > 1 or dims.count(1) > 1:
             return False
         inner = math.prod(self.whole[2:])
         for dim, piece in self.cuts:
@@ -101,24 +104,38 @@ def part_of(parameter: Tensor) -> Part:
     whole = tuple(parameter.shape)
     if not is_sharded(parameter):
         return Part(whole, (0,) * len(whole), whole, True, ())
+    mesh, order = parameter.device_mesh, _order_of_cuts(parameter)
     shape, offset, cuts = list(whole), [0] * len(whole), []
-    affine = True
-    mesh = parameter.device_mesh
-    for mesh_dim, placement in enumerate(parameter.placements):
-        if placement.is_replicate():
-            continue
-        if type(placement).__name__ != "Shard":  # partial sums, strided shards
-            affine = False
-            continue
-        dim = placement.dim % len(whole)
-        affine = affine and dim not in (cut for cut, _ in cuts)  # cut twice: pieces of pieces
+    for mesh_dim in order or ():
+        dim = parameter.placements[mesh_dim].dim % len(whole)
         piece = math.ceil(shape[dim] / mesh.size(mesh_dim))  # as torch.chunk cuts
         first = min(mesh.get_local_rank(mesh_dim) * piece, shape[dim])
         cuts.append((dim, piece))
         offset[dim] += first
         shape[dim] = min(piece, shape[dim] - first)
     here = tuple(parameter.to_local().shape)
-    return Part(here, tuple(offset), whole, affine and here == tuple(shape), tuple(cuts))
+    return Part(here, tuple(offset), whole, order is not None and here == tuple(shape), tuple(cuts))
+
+
+def _order_of_cuts(tensor: Tensor) -> list[int] | None:
+    """The mesh dimensions that cut a sharded tensor, in the order in which they do; None if that cannot be told.
+
+    A strided shard is FSDP2's cut of what tensor parallelism has cut in the same dimension before, over a mesh
+    dimension that comes later: there are `split_factor` pieces by then. If those are uneven, FSDP2's are not the
+    ones that its placements say.
+    """
+    mesh = tensor.device_mesh
+    cutting = {dim: p for dim, p in enumerate(tensor.placements) if not p.is_replicate() and mesh.size(dim) > 1}
+    kinds = {dim: type(placement).__name__ for dim, placement in cutting.items()}
+    strided = [dim for dim in cutting if kinds[dim] == "_StridedShard"]
+    if set(kinds.values()) - {"Shard", "_StridedShard"}:  # partial sums
+        return None
+    for dim in strided:
+        before = [later for later in cutting if later > dim and cutting[later].dim == cutting[dim].dim]
+        pieces = math.prod(map(mesh.size, before))
+        if pieces != cutting[dim].split_factor or tensor.shape[cutting[dim].dim] % pieces:
+            return None
+    return [dim for dim in cutting if dim not in strided] + strided[::-1]
 
 
 def wrap(here: Tensor, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
@@ -144,19 +161,17 @@ def take(whole: Tensor, like: Tensor) -> Tensor:
     Raises:
         ValueError: The parameter's parts are no pieces of the whole, one after the other.
     """
-    from torch.distributed.tensor import Shard
-
+    order = _order_of_cuts(like)
+    if order is None:
+        raise ValueError(
+            f"a tensor of shape {tuple(whole.shape)} that is whole cannot be cut as {like.placements} says (uneven "
+            "tensor parallelism within FSDP2); load a sharded checkpoint, and shard a model before its optimizer steps"
+        )
     here = whole
-    for mesh_dim, placement in enumerate(like.placements):
-        if type(placement) is not Shard and not placement.is_replicate():
-            raise ValueError(
-                f"a tensor of shape {tuple(whole.shape)} that is whole cannot be cut as {like.placements} says (tensor "
-                "parallelism within FSDP2); load a sharded checkpoint, and shard a model before its optimizer steps"
-            )
-        if isinstance(placement, Shard):
-            rank, count = like.device_mesh.get_local_rank(mesh_dim), like.device_mesh.size(mesh_dim)
-            pieces = here.chunk(count, placement.dim)
-            here = pieces[rank] if rank < len(pieces) else here.narrow(placement.dim, 0, 0)
+    for mesh_dim in order:
+        dim, count = like.placements[mesh_dim].dim, like.device_mesh.size(mesh_dim)
+        rank, pieces = like.device_mesh.get_local_rank(mesh_dim), here.chunk(count, dim)
+        here = pieces[rank] if rank < len(pieces) else here.narrow(dim, 0, 0)
     return wrap(here.contiguous().to(like.device), like, whole.shape)
 
 
