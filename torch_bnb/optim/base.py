@@ -177,9 +177,12 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
                 self._slots.go_back(before)  # or the next step would start from nothing
                 raise
         if rows is not before:
-            self._has_shards = any(sharding.is_sharded(p) for group in self.param_groups for p in group["params"])
+            self._has_shards = self._holds_shards()
             renew_names(self.param_groups, before, rows)
         return rows
+
+    def _holds_shards(self) -> bool:
+        return any(sharding.is_sharded(parameter) for group in self.param_groups for parameter in group["params"])
 
     def _merged(self, hints: Sequence[Hint], group: Mapping[str, Any], parameter: str) -> dict[str, Any]:
         """What hints for one parameter add up to, checked; errors name the parameter and who gave the hint."""
@@ -347,7 +350,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         return plan
 
     def _warn_of_cut_blocks(self) -> None:
-        if not any(sharding.is_sharded(parameter) for group in self.param_groups for parameter in group["params"]):
+        if not self._has_shards:
             return
         sharded = (place for place in self.configurations() if sharding.is_sharded(place.parameter))
         cut = [
@@ -413,3 +416,4 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
             self._slots = SlotTable(
                 [list(map(Slot, map(identity, group["params"]), map(taken_over, row))) for group, row in rows]
             )
+        self._has_shards = self._holds_shards()
