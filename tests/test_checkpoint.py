@@ -371,3 +371,16 @@ def test_numpys_numbers_in_groups_are_saved_as_pythons(tmp_path):
     assert type(saved["lr"]) is float and type(saved["betas"][0]) is float
     bnb.checkpoint.save(optimizer.state_dict(), tmp_path / "o.pt")
     assert bnb.checkpoint.load(tmp_path / "o.pt")["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]
+
+
+def test_what_a_wrapper_keeps_in_the_state_is_an_error_when_it_is_saved_and_not_when_it_is_loaded():
+    p = torch.nn.Parameter(torch.randn(5000))
+    p.grad = torch.ones(5000)
+    optimizer = bnb.optim.AdamW([p], optim_bits=8)
+    optimizer.step()
+    optimizer.state[p]["slow_weights"] = p.detach().clone()
+    optimizer.step()  # it is nobody's business as long as it is not saved
+    with pytest.raises(ValueError, match=r"AdamW has slow_weights in the state of the parameter of shape \(5000,\)"):
+        optimizer.state_dict()
+    del optimizer.state[p]["slow_weights"]
+    optimizer.load_state_dict(optimizer.state_dict())

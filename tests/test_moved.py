@@ -1,5 +1,7 @@
 """Hints on parameters that leave an optimizer, change places, or are flattened by an engine."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -137,3 +139,22 @@ def test_a_hint_moves_with_its_parameter_and_does_not_spread(manager):
     assert rows == {
         "0.weight": 0.01, "0.bias": 0.01, "1.weight": 0.5, "2.0.weight": 0.01, "2.0.bias": 0.01,
     }  # fmt: skip
+
+
+def test_state_that_leaves_with_its_parameter_is_a_warning_at_the_step_and_an_error_in_a_checkpoint():
+    first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+    optimizer = AdamW(first.parameters(), optim_bits=8)
+    for model in (first, second):
+        model(torch.ones(3, 64)).sum().backward()
+    optimizer.step()
+    optimizer.param_groups[0]["params"] = list(second.parameters())
+    with pytest.warns(UserWarning, match=r"AdamW: 2 parameters that have state, the first of shape \(64, 64\), have"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"del optimizer\.state\[parameter\]"):
+        optimizer.state_dict()
+    for parameter in first.parameters():
+        del optimizer.state[parameter]
+    assert len(optimizer.state_dict()["state"]) == 2

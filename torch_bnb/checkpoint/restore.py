@@ -77,7 +77,7 @@ def _restore_one(
     home: Home,
     what: str,
 ) -> State:
-    known = _keys_of(states)
+    known = keys_of(states)
     if unknown := saved.keys() - known:
         other = f"; it is of another optimizer ({', '.join(rules)})" if (rules := _rules_with(saved)) else ""
         raise ValueError(f"{what}: unknown state {sorted(unknown, key=str)}; expected some of {sorted(known)}{other}")
@@ -112,10 +112,10 @@ def _restore_one(
 
 def _rules_with(saved: Mapping[str, Any]) -> list[str]:
     """The rules that have all the states in an entry."""
-    return [name for name, rule in portable.RULES.items() if saved.keys() <= _keys_of(rule.states)]
+    return [name for name, rule in portable.RULES.items() if saved.keys() <= keys_of(rule.states)]
 
 
-def _keys_of(states: Mapping[str, bool]) -> set[str]:
+def keys_of(states: Mapping[str, bool]) -> set[str]:
     """What an entry may hold, in whatever form states are kept."""
     return {"step", HISTORY, *states, *map(codes_key, states), *map(absmax_key, states)}
 

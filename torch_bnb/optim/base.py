@@ -179,6 +179,7 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         if rows is not before:
             self._has_shards = self._holds_shards()
             renew_names(self.param_groups, before, rows)
+            saving.warn_of_orphans(self)
         return rows
 
     def _holds_shards(self) -> bool:
@@ -370,10 +371,12 @@ class BlockwiseOptimizer(torch.optim.Optimizer):
         """Groups and state as plain tensors, numbers, lists and dicts, in the `checkpoint_format`.
 
         Raises:
-            ValueError: There is state of parameters that are in no group any more.
+            ValueError: There is state of parameters that are in no group any more, or state that is not the
+                optimizer's own.
         """
         self._update_slots()
         saving.refuse_orphans(self)
+        saving.refuse_foreign(self)
         host.settle(self.state)
         state_dict = saving.plain(super().state_dict())
         return saving.portable(state_dict, self.states) if self.checkpoint_format == "portable" else state_dict

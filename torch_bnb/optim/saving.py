@@ -1,10 +1,12 @@
 """A state_dict as it leaves an optimizer: native, or in a form for code that shards it and knows nothing of 8 bits."""
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from torch_bnb.checkpoint.restore import keys_of
 from torch_bnb.optim import sharding
 from torch_bnb.optim import state as storage
 from torch_bnb.optim.state import State
@@ -27,8 +29,32 @@ def refuse_orphans(optimizer: "BlockwiseOptimizer") -> None:
         raise ValueError(
             f"{type(optimizer).__name__} has state of {len(lost)} parameters that are in none of its groups, the "
             f"first of shape {tuple(lost[0].shape)}: they were replaced or removed after they had stepped. Hand the "
-            "optimizer to the framework before its first step"
+            "optimizer to the framework before its first step, or drop what is not needed any more: "
+            "del optimizer.state[parameter]"
         )
+
+
+def warn_of_orphans(optimizer: "BlockwiseOptimizer") -> None:
+    """Warns of the same as soon as the groups change: what stands in their places now starts from nothing."""
+    if lost := orphans(optimizer):
+        warnings.warn(
+            f"{type(optimizer).__name__}: {len(lost)} parameters that have state, the first of shape "
+            f"{tuple(lost[0].shape)}, have left its groups; what has come in their places starts without state, and "
+            "state_dict() will be an error while optimizer.state has theirs",
+            stacklevel=4,
+        )
+
+
+def refuse_foreign(optimizer: "BlockwiseOptimizer") -> None:
+    """Raises ValueError for state that somebody else keeps beside ours: `load_state_dict` would not take it back."""
+    known = keys_of(optimizer.states)
+    for parameter, entry in optimizer.state.items():
+        if foreign := sorted(map(str, entry.keys() - known)):
+            raise ValueError(
+                f"{type(optimizer).__name__} has {', '.join(foreign)} in the state of the parameter of shape "
+                f"{tuple(parameter.shape)}, which is not its own and would not load; whoever wraps "
+                "the optimizer must keep that elsewhere"
+            )
 
 
 def plain(state_dict: dict[str, Any]) -> dict[str, Any]:
