@@ -183,3 +183,9 @@ def test_errors_name_the_argument_and_its_value():
         dequantize_blockwise(torch.ones(3), torch.ones(1))
     with pytest.raises(ValueError, match="300 codes in blocks of 256 need 2 absmax, got 1"):
         dequantize_blockwise(torch.zeros(300, dtype=torch.uint8), torch.ones(1))
+
+
+def test_a_tensor_of_another_kind_is_not_made_of_codes():
+    codes, absmax = quantize_blockwise(torch.ones(8))
+    with pytest.raises(ValueError, match=r"dequantize_blockwise: dtype must be a floating-point one, got torch\.int32"):
+        dequantize_blockwise(codes, absmax, dtype=torch.int32)

@@ -53,6 +53,9 @@ def quantize_blockwise(x: Tensor, signed: bool = True, blocksize: int = BLOCK_SI
     Returns:
         ``(codes, absmax)``: uint8 of `x`'s shape, and float32 of shape (ceil(numel / blocksize),).
 
+    Raises:
+        ValueError: `x` has no floating-point dtype, or `blocksize` is below 1.
+
     Note:
         Every element gets the nearest code, ties the one nearer to zero; 0 stays 0 and signs are kept. The element of
         largest magnitude is exact, except a negative one, which becomes -0.993 of itself. A NaN or an infinity spreads
@@ -94,9 +97,15 @@ def dequantize_blockwise(
 
     Returns:
         Tensor of `codes`' shape in `dtype`.
+
+    Raises:
+        ValueError: `codes` are not uint8, `dtype` is no floating-point dtype, `blocksize` is below 1, or there are more
+            or fewer absmax than blocks.
     """
     if codes.dtype != torch.uint8:
         raise ValueError(f"dequantize_blockwise: codes must be torch.uint8, got {codes.dtype}")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dequantize_blockwise: dtype must be a floating-point one, got {dtype}")
     blocksize = _checked("dequantize_blockwise", blocksize, codes.numel())
     if absmax.numel() != blocks(codes.numel(), blocksize):
         raise ValueError(

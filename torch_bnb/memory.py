@@ -105,7 +105,12 @@ def plan(
         **options: Further options of the optimizer that bear on memory, ``momentum`` or ``min_8bit_size``.
 
     Returns:
-        A row for every parameter, frozen ones without gradient and state.
+        A row for every parameter, in bytes; frozen ones without gradient and state.
+
+    Raises:
+        TypeError: `model` is no module, `optimizer` no class of ``torch_bnb.optim``, or an option unknown to it.
+        ValueError: No optimizer has the name, or an option has an impossible value.
+        OverrideError: A hint or pattern fits no parameter, or says something impossible.
 
     Example:
         >>> import torch, torch_bnb as bnb
@@ -150,7 +155,10 @@ def report(optimizer: torch.optim.Optimizer) -> Memory:
             torch_bnb, the columns for 32 and 8 bits repeat what was measured.
 
     Returns:
-        A row for every parameter of its groups.
+        A row for every parameter of its groups, in bytes.
+
+    Raises:
+        TypeError: `optimizer` is no ``torch.optim.Optimizer``.
     """
     optimizer = innermost(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):

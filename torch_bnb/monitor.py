@@ -144,6 +144,9 @@ def watch(
     Returns:
         Ends it by its ``remove()``, or as a context manager.
 
+    Raises:
+        TypeError: Another optimizer.
+
     Example:
         >>> import torch, torch_bnb as bnb
         >>> model, seen = torch.nn.Linear(128, 128), []

@@ -53,10 +53,11 @@ DOC = """optim_bits: Bits per element of state, 8 or 32.
         state_rounding: How 8-bit states are rounded: "nearest", "stochastic" (to either code around a number, such
             that the mean is the number), or "auto" (nearest, but stochastic for first moments that keep more than 0.99
             of themselves at a step, which nearest rounding would freeze).
-        weight_rounding: The same for bfloat16 and float16 parameters.
+        weight_rounding: How bfloat16 and float16 parameters are rounded: "nearest" or "stochastic".
         seed: Of stochastic rounding; results are the same for the same seed, on any number of threads.
-        foreach: As torch users pass it; every step takes all parameters at once.
-        fused: As torch users pass it; every step is one pass over memory.
+        foreach: True, False or None, for code that is written for torch.optim. Changes nothing: every step takes all
+            parameters at once.
+        fused: The same; every step is one pass over memory.
         capturable: Count steps on the device, read the rate there (if it is a tensor) and heed a GradScaler there, so
             that a CUDA graph can capture a step. The first step, which makes the state, comes before the capture. Not
             with sharded parameters, sparse gradients or percentile_clipping."""

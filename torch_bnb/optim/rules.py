@@ -41,10 +41,10 @@ class Adam(BlockwiseOptimizer):
         For recipes that were tuned with Adam and L2 decay; where weight decay matters, AdamW is the better choice.
         L2 decay is divided by sqrt(v) like the gradient, so weights with large gradients decay less (arXiv 1711.05101).
         The rate is AdamW's. Keep embeddings at 32 bits, as a registered model does by itself: the paper of the 8-bit
-        state does so too (arXiv 2110.02861). In 8 bits, rounded to the nearest code and with beta2 = 0.999, v stays too
-        high long after gradients have become smaller, by some percent where those of a whole block have, several times
-        where those of some of its elements have; ``state_rounding="stochastic"`` has no such bias. docs/rounding.md
-        measures it, and finds no training that notices.
+        state does so too (arXiv 2110.02861). In 8 bits, with the nearest code and beta2 = 0.999, v stays too high long
+        after gradients have become smaller: by some percent if all of a block have, several times (ten in the hardest
+        case measured) if some of them have. ``state_rounding="stochastic"`` has no such bias. docs/rounding.md measures
+        it, and finds no training that notices.
 
     Example:
         >>> import torch, torch_bnb as bnb
@@ -119,10 +119,10 @@ class AdamW(Adam):
     Note:
         For transformers, and where you have no reason for another; its rate is what the others' pages compare with.
         Keep embeddings at 32 bits, as a registered model does by itself: the paper of the 8-bit state does so too
-        (arXiv 2110.02861). In 8 bits, rounded to the nearest code and with beta2 = 0.999, v stays too high long after
-        gradients have become smaller, by some percent where those of a whole block have, several times where those of
-        some of its elements have; ``state_rounding="stochastic"`` has no such bias. docs/rounding.md measures it, and
-        finds no training that notices.
+        (arXiv 2110.02861). In 8 bits, with the nearest code and beta2 = 0.999, v stays too high long after gradients
+        have become smaller: by some percent if all of a block have, several times (ten in the hardest case measured) if
+        some of them have. ``state_rounding="stochastic"`` has no such bias. docs/rounding.md measures it, and finds no
+        training that notices.
 
     Example:
         >>> import torch, torch_bnb as bnb
