@@ -39,7 +39,7 @@ class Facts:
     groups: tuple[Any, ...]
     """The process groups that hold the other parts of it."""
     place: tuple[Any, ...]
-    """The same for parameters that may step in one call, as far as it is theirs to say."""
+    """Device, kind of state and process groups: parameters of one call have the same, beside the same terms."""
 
 
 def facts_of(config: Group, parameter: Tensor) -> Facts:

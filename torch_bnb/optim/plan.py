@@ -51,7 +51,7 @@ class Situation:
     """Of each element of their state, 8 or 32."""
     terms: Terms
     key: int
-    """The same for situations with the same terms."""
+    """A number that stands for the terms: parameters of one call have the same."""
 
 
 class Situations:
