@@ -102,3 +102,19 @@ def test_bits_that_a_group_says_stay_through_a_rebuild_and_a_checkpoint(manager)
     explicit.load_state_dict(again.state_dict())
     assert manager.explain(default)["embed.weight"].bits == 32
     assert manager.explain(explicit)["embed.weight"].bits == 8
+
+
+def test_a_plan_says_what_embeddings_of_a_model_that_is_not_registered_will_take_once_it_is(manager):
+    model = Model()
+    unknown = bnb.plan(model)
+    manager.register_parameters(model)
+    known = bnb.plan(model)
+    more = (known.total.state - unknown.total.state) / 1024
+    assert f"they keep 32-bit state: {more:.2f} KiB more." in str(unknown) and more > 0
+    assert not known.remarks
+    manager.register_parameters(model, embeddings_32bit=False)
+    assert not bnb.plan(model).remarks
+    other = Model()
+    manager.override_named(other, {"embed.weight": {"optim_bits": 8}})
+    assert not bnb.plan(other).remarks
+    assert not bnb.plan(Model(), optim_bits=32).remarks

@@ -55,6 +55,8 @@ class Memory:
 
     rows: tuple[Row, ...]
     title: str
+    remarks: tuple[str, ...] = ()
+    """Lines below the table."""
 
     @property
     def total(self) -> Bytes:
@@ -144,7 +146,22 @@ def plan(
             rows.append(_row(place, _size(parameter), _planned(place)))
         else:
             rows.append(_other(name, parameter))
-    return Memory(tuple(rows), f"{type(model).__name__}, planned for {optimizer.__name__}")
+    title = f"{type(model).__name__}, planned for {optimizer.__name__}"
+    return Memory(tuple(rows), title, _of_unknown_embeddings(model, places))
+
+
+def _of_unknown_embeddings(model: nn.Module, places: Mapping[int, Place]) -> tuple[str, ...]:
+    """A remark on embeddings that would keep 32-bit state if they were known to be some."""
+    weights = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    found = [places[weight] for weight in weights & places.keys() - registry.registered_parameters()]
+    unknown = [place for place in found if place.bits == 8 and "optim_bits" not in place.overrides]
+    if not unknown:
+        return ()
+    more = sum(_row(place, 0, 0).state_32bit - _planned(place) for place in unknown)
+    return (
+        f"Embeddings are counted in 8 bits. Once the model is registered, as plugins do, they keep 32-bit state: "
+        f"{readable_bytes(more)} more.",
+    )
 
 
 def report(optimizer: torch.optim.Optimizer) -> Memory:
@@ -261,7 +278,7 @@ def _table(memory: Memory) -> str:
     if total.state_on_host:
         kept = readable_bytes(total.state_on_host)
         notes.append(f"{kept} of the state are kept in host memory (state_device='cpu').")
-    return "\n".join([render(header, cells, left=("parameter",), title=memory.title), *notes])
+    return "\n".join([render(header, cells, left=("parameter",), title=memory.title), *notes, *memory.remarks])
 
 
 def _columns(b: Bytes) -> tuple[str, ...]:

@@ -134,6 +134,13 @@ def parameter_names() -> dict[int, str]:
         return found
 
 
+def registered_parameters() -> set[int]:
+    """``id(parameter)`` of all that registered modules hold now."""
+    with _lock:
+        registered = (m for m in hints.noted_modules() if hints.note(m).embeddings_32bit is not None)
+        return {id(parameter) for module in registered for parameter in module.parameters()}
+
+
 def known_parameters(identities: Set[Identity]) -> list[Tensor]:
     """The parameters that known modules hold now and whose `identity` is one of these."""
     with _lock:
