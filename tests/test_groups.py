@@ -104,3 +104,5 @@ def test_names_that_are_changed_with_the_parameters_are_left_alone(manager):
     optimizer = AdamW(first.named_parameters())
     optimizer.param_groups[0].update(params=[second.weight], param_names=["w"])
     assert list(names_of(manager, optimizer).values()) == ["w"]
+    optimizer.param_groups[0].update(params=[*first.parameters(), second.weight], param_names=["w", "b"])
+    assert list(names_of(manager, optimizer).values()) == ["parameter 0", "parameter 1", "parameter 2"]

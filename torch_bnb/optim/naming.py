@@ -20,12 +20,14 @@ def renew_names(groups: Sequence[Group], before: Sequence[Sequence[Slot]], now: 
     known: dict[int, str] | None = None
     for group, old, new in zip(groups, before, now, strict=False):
         given, there = group.get("param_names"), [slot.identity for slot in old]
-        if given is None or len(given) != len(old) or there == [slot.identity for slot in new]:
+        if given is None or there == [slot.identity for slot in new]:
+            continue
+        if len(given) == len(new) != len(old):  # somebody has changed the names as well
             continue
         if known is None:
             known = registry.parameter_names()
-        kept = dict(zip(there, given, strict=True))
-        in_place = given if len(new) == len(old) else [None] * len(new)
+        kept = dict(zip(there, given, strict=True)) if len(given) == len(old) else {}
+        in_place = given if len(given) == len(new) else [None] * len(new)
         group["param_names"] = [
             kept.get(slot.identity) or _name(known.get(id(parameter)), place, i)
             for i, (slot, parameter, place) in enumerate(zip(new, group["params"], in_place, strict=True))
