@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import re
 import subprocess
 import sys
 import weakref
@@ -14,6 +15,7 @@ from processes import run
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.utils.prune import l1_unstructured
 
 import torch_bnb as bnb
 from torch_bnb.optim import AdamW, GlobalOptimManager
@@ -199,6 +201,110 @@ def test_parametrized_parameters_keep_their_names():
     manager.override_named(net, {"second.weight.original1": {"lr": 0.25}})
     found = rates(net)
     assert (found["second.weight.original0"], found["second.weight.original1"]) == (0.2, 0.25)
+
+
+class Adapted(nn.Module):
+    """As PEFT's adapters hold the layer in whose place they stand."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+        self.lora_a = nn.ModuleDict({"default": nn.Linear(8, 2, bias=False)})
+
+
+class Kept(nn.Module):
+    """As PEFT holds a layer that is trained as a whole, beside the original."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.original_module = layer
+        self.modules_to_save = nn.ModuleDict({"default": copy.deepcopy(layer)})
+
+
+def prune(net):
+    for layer in (net.first, net.second, net.third):
+        l1_unstructured(layer, "weight", amount=0.5)
+        l1_unstructured(layer, "bias", amount=0.5)
+
+
+def spectral_norm(net):
+    for layer in (net.first, net.second, net.third):
+        torch.nn.utils.spectral_norm(layer)
+
+
+def weight_norm(net):
+    for layer in (net.first, net.second, net.third):
+        torch.nn.utils.weight_norm(layer)
+
+
+def parametrized_weight_norm(net):
+    for layer in (net.first, net.second, net.third):
+        torch.nn.utils.parametrizations.weight_norm(layer)
+
+
+def adapt(net):
+    net.first, net.second, net.third = map(Adapted, (net.first, net.second, net.third))
+
+
+def adapt_and_prune(net):
+    prune(net)
+    adapt(net)
+
+
+def keep(net):
+    net.first, net.second, net.third = map(Kept, (net.first, net.second, net.third))
+
+
+RENAME = [prune, spectral_norm, weight_norm, parametrized_weight_norm, adapt, adapt_and_prune, keep]
+RENAMED = re.compile(r"\.original\d|_(orig|g|v)$|(base_layer|original_module|modules_to_save\.default)\.")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("rename", RENAME, ids=lambda f: f.__name__)
+def test_hints_hold_for_parameters_that_were_renamed(rename):
+    net = known_net()
+    manager = GlobalOptimManager.get_instance()
+    manager.override_named(net, {"third.bias": {"lr": 0.6}, "bias": {"eps": 0.5}})
+    optimizer = AdamW(net.parameters(), lr=0.01)
+    rename(net)
+    optimizer.param_groups[0]["params"] = list(net.parameters())
+    found = {**EXPECTED, "third.bias": 0.6}
+    for seen in (manager.explain(optimizer), manager.explain(AdamW(net.parameters(), lr=0.01))):
+        assert len(seen) == len(list(net.parameters()))
+        for row in seen:
+            assert row.lr == (0.01 if "lora_a" in row.name else found[RENAMED.sub("", row.name)]), row.name
+            assert row.overrides.get("eps") == (0.5 if "bias" in row.name else None)
+
+
+@pytest.mark.parametrize("rename", [prune, adapt, keep], ids=lambda f: f.__name__)
+def test_what_a_class_declares_holds_for_a_renamed_parameter_of_a_new_model(rename):
+    net = Net()
+    rename(net)
+    found = {RENAMED.sub("", name): lr for name, lr in rates(net).items() if "lora_a" not in name}
+    assert found == {**EXPECTED, "first.weight": 0.01}
+
+
+def test_a_parameter_of_an_own_name_is_called_that_only():
+    class Gated(nn.Module):
+        """Its names look like those of `weight_norm` and of PEFT."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight_v, self.bias_g, self.bias = nn.Parameter(torch.ones(2)), *map(nn.Parameter, torch.ones(2, 2))
+            self.base_layer = nn.Linear(2, 2)
+            self.inner = nn.ModuleDict({"base_layer": nn.Linear(2, 2, bias=False)})
+            self.inner.register_parameter("weight", nn.Parameter(torch.ones(2)))
+
+    net, manager = Gated(), GlobalOptimManager.get_instance()
+    manager.override_named(net, {"weight": {"lr": 0.5}, "bias": {"lr": 0.25}, "inner.weight": {"eps": 0.5}})
+    rows = manager.explain(net)
+    assert {row.name for row in rows if row.overrides.get("lr") == 0.5} == {
+        "base_layer.weight", "inner.base_layer.weight", "inner.weight",
+    }  # fmt: skip
+    assert {row.name for row in rows if row.overrides.get("lr") == 0.25} == {"bias"}
+    assert {row.name for row in rows if "eps" in row.overrides} == {"inner.weight"}
+    with pytest.raises(bnb.OverrideError, match="no parameter 'weight'"):
+        manager.override_named(nn.ParameterDict({"weight_v": torch.ones(2)}), {"weight": {"lr": 0.5}})
 
 
 def test_names_as_torch_has_them_are_names_too():

@@ -11,7 +11,7 @@ from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.explain import Explanation, explain, idle_patterns
 from torch_bnb.overrides.hints import Level
 from torch_bnb.overrides.registry import Source
-from torch_bnb.overrides.resolve import Key, check_overrides, find, names, spell
+from torch_bnb.overrides.resolve import Key, called, check_overrides, find, spell
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, known_names, known_options, validate
 
 
@@ -247,7 +247,7 @@ def _checked(
         raise TypeError(f"{caller}: expected an nn.Module, got {type(module).__name__}")
     checked = check_overrides(given, caller, source)
     if strict and (level is Level.MODULE or any(True for _ in module.parameters())):
-        named = names(module)
+        named = called(module)
         for key in checked:
             try:
                 find(module, key, named)

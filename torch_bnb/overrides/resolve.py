@@ -3,10 +3,10 @@
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from fnmatch import fnmatchcase
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -23,6 +23,10 @@ _ATTRIBUTES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"
 _WRAPPERS = re.compile(rf"(?<![^.])({'|'.join(_ATTRIBUTES)})\.")
 _PARAMETRIZED = re.compile(r"(?<![^.])parametrizations\.([^.]+)\.original(\d*)$")
 _ONE_OF_SEVERAL = re.compile(r"\.original\d+$")
+_BEHIND_HOOK = re.compile(r"(.+)_(?:orig|g|v)$")
+"""What torch.nn.utils.prune, spectral_norm and weight_norm call the parameters of which a hook computes a tensor."""
+_ADAPTED = re.compile(r"(?<=\.)(?:base_layer|original_module|modules_to_save\.[^.]+)\.")
+"""Where PEFT's adapters hold the layer that they have taken the place of, and the copy of it that is trained."""
 
 EMBEDDING_CONFIG = {"optim_bits": 32}
 
@@ -103,7 +107,48 @@ def _prefix_in_wrappers(module: nn.Module) -> str:
         prefix, module = f"{prefix}{attribute}.", inner
 
 
-def find(module: nn.Module, key: Key, named: list[tuple[str, Tensor]] | None = None) -> list[tuple[str, Tensor]]:
+class Called(NamedTuple):
+    """A parameter below a module."""
+
+    name: str
+    """As in `names`."""
+    parameter: Tensor
+    names: Set[str]
+    """All names by which a key can mean it, `name` among them."""
+
+
+def called(module: nn.Module) -> list[Called]:
+    """The parameters below a module and what they are called, also after torch or PEFT has renamed them.
+
+    A parametrization that makes ``weight`` of several tensors has ``weight.original0``, which ``weight`` means, too.
+    It also means ``weight_orig`` (pruning, `spectral_norm`), ``weight_g`` and ``weight_v`` (`weight_norm`) where a hook
+    makes the module's ``weight`` of them; and ``head.weight`` means ``head.base_layer.weight`` (PEFT) where nothing
+    else has that name.
+    """
+    named = names(module)
+    known = {name for name, _ in named}
+    hooked = _behind_hooks(module) if any(map(_BEHIND_HOOK.match, known)) else set()
+    found = []
+    for name, parameter in named:
+        said = {name, _ONE_OF_SEVERAL.sub("", name)}
+        if id(parameter) in hooked:
+            said.add(_BEHIND_HOOK.sub(r"\1", name))
+        said |= {_ADAPTED.sub("", each) for each in said} - known
+        found.append(Called(name, parameter, said))
+    return found
+
+
+def _behind_hooks(module: nn.Module) -> set[int]:
+    """By ``id()``, the parameters of which a hook makes the tensor that a module has as a plain attribute."""
+    return {
+        id(parameter)
+        for child in module.modules()
+        for attribute, parameter in own(child).items()
+        if (plain := _BEHIND_HOOK.match(attribute)) and isinstance(vars(child).get(plain[1]), Tensor)
+    }
+
+
+def find(module: nn.Module, key: Key, named: list[Called] | None = None) -> list[tuple[str, Tensor]]:
     """The (name, parameter) pairs that `key` means below `module`.
 
     A module type: every parameter in modules of that type. ``"re:..."``: names in which the expression is found. A name
@@ -113,32 +158,24 @@ def find(module: nn.Module, key: Key, named: list[tuple[str, Tensor]] | None = N
     Args:
         module: Where to look.
         key: What for.
-        named: `names` of the module, where they are at hand.
+        named: What `called` says of the module, where it is at hand.
 
     Raises:
         LookupError: There is none; the nearest name is given.
     """
-    named = names(module) if named is None else named
+    named = called(module) if named is None else named
     if isinstance(key, type):
         inside = {id(p) for child in module.modules() if isinstance(child, key) for p in child.parameters()}
-        found = [(name, parameter) for name, parameter in named if id(parameter) in inside]
+        found = [one for one in named if id(one.parameter) in inside]
     else:
         exact = {key, clean_name(key.removeprefix(_prefix_in_wrappers(module)))}  # as named_parameters() has it, too
-        found = [(name, parameter) for name, parameter in named if exact & _called(name)]
+        found = [one for one in named if exact & one.names]
         if not found:
             matches = _matcher(key)
-            found = [(name, parameter) for name, parameter in named if any(map(matches, _called(name)))]
+            found = [one for one in named if any(map(matches, one.names))]
     if not found:
         raise LookupError(_nothing_found(module, key))
-    return found
-
-
-def _called(name: str) -> set[str]:
-    """The names by which a key can mean a parameter.
-
-    A parametrization that makes ``weight`` of several tensors has ``weight.original0``, which ``weight`` means, too.
-    """
-    return {name, _ONE_OF_SEVERAL.sub("", name)}
+    return [(one.name, one.parameter) for one in found]
 
 
 def _matcher(key: str) -> Callable[[str], bool]:
@@ -188,7 +225,7 @@ def hints_through(params: Iterable[Tensor]) -> dict[int, list[Hint]]:
         given = _hints_of(module)
         if not given or wanted.isdisjoint(map(id, module.parameters())):
             continue
-        named = names(module)
+        named = called(module)
         for place, hint in enumerate(given):
             for name, parameter in _targets(module, hint, named, alive):
                 near = (-name.count("."),) if hint.level is Level.MODULE else ()
@@ -233,12 +270,10 @@ def by_strength(given: Iterable[Hint]) -> list[Hint]:
     return sorted(given, key=lambda hint: (hint.level, hint.rank))
 
 
-def _targets(
-    module: nn.Module, hint: ModuleHint, named: list[tuple[str, Tensor]], alive: set[int]
-) -> list[tuple[str, Tensor]]:
+def _targets(module: nn.Module, hint: ModuleHint, named: list[Called], alive: set[int]) -> list[tuple[str, Tensor]]:
     """The (name, parameter) pairs that a module's hint reaches today."""
     if hint.given_to is not None:
-        return _in_place(module, hint, named, alive)
+        return _in_place(hint, named, alive)
     try:
         return find(module, hint.key, named)
     except LookupError as error:
@@ -248,15 +283,14 @@ def _targets(
         return []
 
 
-def _in_place(
-    module: nn.Module, hint: ModuleHint, named: list[tuple[str, Tensor]], alive: set[int]
-) -> list[tuple[str, Tensor]]:
+def _in_place(hint: ModuleHint, named: list[Called], alive: set[int]) -> list[tuple[str, Tensor]]:
     """The parameter that a hint given on a Parameter object reaches in a module that held the object.
 
-    That is the object if it is still there. Another parameter there has taken its place only if the object is not
-    `alive`, in the optimizer or in a known module: else the object has merely moved, and its hint with it.
+    That is the object if it is still there. Another parameter there, or several of which its tensor is made now, have
+    taken its place only if the object is not `alive`, in the optimizer or in a known module: else the object has merely
+    moved, and its hint with it.
     """
-    found = [(name, p) for name, p in named if name == hint.key]
+    found = [(one.name, one.parameter) for one in named if hint.key in one.names]
     return [(name, p) for name, p in found if hints.identity(p)[1] == hint.given_to or hint.given_to not in alive]
 
 
