@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler as schedulers
 import torch_bnb as bnb
 from torch_bnb import OverrideError
 from torch_bnb.optim import AdamW
-from torch_bnb.overrides import registry
+from torch_bnb.overrides import registry, resolve
 from torch_bnb.overrides.hints import notes
 
 
@@ -362,3 +362,13 @@ def test_asking_a_distributed_checkpoint_for_the_state_moves_no_weight(manager):
     state = get_optimizer_state_dict(model, optimizer)  # makes state by a step with zero gradients and rate 0
     assert "exp_avg_codes" in state["state"]["head.weight"]
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_an_optimizer_asks_only_modules_above_its_parameters_for_hints(manager, monkeypatch):
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(9)))
+    manager.register_parameters(net)
+    asked, declared = [], resolve.declared
+    monkeypatch.setattr(resolve, "declared", lambda module: asked.append(module) or declared(module))
+    monkeypatch.setattr(registry, "names", lambda module: pytest.fail("nothing is to be named where no hint holds"))
+    AdamW([net[3][1].weight])
+    assert set(asked) == {net, net[3], net[3][1]}

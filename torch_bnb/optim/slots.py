@@ -93,8 +93,8 @@ class SlotTable:
         refuse_repeated(places, params)
         carried = self._carried(groups)
         self._refuse_lost(groups)
-        names = registry.parameter_names()
         found = registry.hints_for(params, {index: carried.get(place, []) for index, place in enumerate(places)})
+        names = registry.parameter_names() if any(found) else {}
         rows: list[list[Slot]] = [[] for _ in groups]
         shared: dict[tuple, dict[str, Any]] = {}
         for (g, i), parameter, hints in zip(places, params, found, strict=True):

@@ -1,9 +1,10 @@
 """From hints to today's parameters: which tensors a module's hint reaches, and what a parameter's hints add up to."""
 
 import difflib
+import functools
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from torch_bnb.overrides.hints import Hint, Level, ModuleHint
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 Key = str | type[nn.Module]
+Alive = Callable[[], Set[int]]
+"""The numbers of the Parameter objects (see `hints.Identity`) that the optimizer or a known module holds."""
 
 _ATTRIBUTES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_original_module")
 """Under which wrappers of torch.compile, FSDP1, activation checkpointing and Lightning Fabric hold what they wrap."""
@@ -73,6 +76,7 @@ def check_overrides(
     return checked
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def clean_name(name: str) -> str:
     """A parameter's name as its author wrote it: without the wrappers of compilers, FSDP and parametrizations.
 
@@ -127,15 +131,19 @@ def called(module: nn.Module) -> list[Called]:
     """
     named = names(module)
     known = {name for name, _ in named}
-    hooked = _behind_hooks(module) if any(map(_BEHIND_HOOK.match, known)) else set()
-    found = []
-    for name, parameter in named:
-        said = {name, _ONE_OF_SEVERAL.sub("", name)}
-        if id(parameter) in hooked:
-            said.add(_BEHIND_HOOK.sub(r"\1", name))
-        said |= {_ADAPTED.sub("", each) for each in said} - known
-        found.append(Called(name, parameter, said))
-    return found
+    hooked = _behind_hooks(module) if any(name.endswith(("_orig", "_g", "_v")) for name in known) else set()
+    return [
+        Called(name, parameter, {name, *(_earlier_names(name, id(parameter) in hooked) - known)})
+        for name, parameter in named
+    ]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _earlier_names(name: str, hooked: bool) -> Set[str]:
+    """What a parameter was called before it got this name, if it did."""
+    whole = _ONE_OF_SEVERAL.sub("", name)
+    said = {whole, _BEHIND_HOOK.sub(r"\1", whole) if hooked else whole}
+    return frozenset(said | {_ADAPTED.sub("", each) for each in said})
 
 
 def _behind_hooks(module: nn.Module) -> set[int]:
@@ -218,16 +226,17 @@ def hints_through(params: Iterable[Tensor]) -> dict[int, list[Hint]]:
     params = list(params)
     wanted = {id(parameter) for parameter in params}
     modules = list(hints.known_modules())
-    held = (parameter for module in modules for parameter in own(module).values())
-    alive = {hints.identity(parameter)[1] for parameter in chain(params, held)}
+    alive = functools.cache(lambda: {hints.identity(p)[1] for p in chain(params, *(own(m).values() for m in modules))})
     reached: dict[int, dict[tuple, Hint]] = {}
-    for module in modules:
+    for module in _holding(wanted, modules):
         given = _hints_of(module)
-        if not given or wanted.isdisjoint(map(id, module.parameters())):
+        if not given:
             continue
         named = called(module)
         for place, hint in enumerate(given):
             for name, parameter in _targets(module, hint, named, alive):
+                if id(parameter) not in wanted:
+                    continue
                 near = (-name.count("."),) if hint.level is Level.MODULE else ()
                 found = Hint(hint.config, hint.level, (*near, hint.order), hint.source, hint.epoch, hint.withdrawn)
                 # One hint counts once, though it may reach a tied parameter by several names, and though one given on
@@ -237,6 +246,22 @@ def hints_through(params: Iterable[Tensor]) -> dict[int, list[Hint]]:
                 if origin not in known or known[origin].rank < found.rank:
                     known[origin] = found
     return {parameter: _with_one_default(found.values()) for parameter, found in reached.items()}
+
+
+def _holding(wanted: Set[int], modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """Those of the modules that have a parameter whose ``id()`` is wanted, their own or in a module below them."""
+    parents: dict[int, list[nn.Module]] = {}
+    for module in modules:
+        for child in module._modules.values():
+            parents.setdefault(id(child), []).append(module)
+    found: set[int] = set()
+    waiting = [module for module in modules if any(id(p) in wanted for p in module._parameters.values())]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in found:
+            found.add(id(module))
+            waiting += parents.get(id(module), ())
+    return [module for module in modules if id(module) in found]
 
 
 def _with_one_default(found: Iterable[Hint]) -> list[Hint]:
@@ -270,7 +295,7 @@ def by_strength(given: Iterable[Hint]) -> list[Hint]:
     return sorted(given, key=lambda hint: (hint.level, hint.rank))
 
 
-def _targets(module: nn.Module, hint: ModuleHint, named: list[Called], alive: set[int]) -> list[tuple[str, Tensor]]:
+def _targets(module: nn.Module, hint: ModuleHint, named: list[Called], alive: Alive) -> list[tuple[str, Tensor]]:
     """The (name, parameter) pairs that a module's hint reaches today."""
     if hint.given_to is not None:
         return _in_place(hint, named, alive)
@@ -283,7 +308,7 @@ def _targets(module: nn.Module, hint: ModuleHint, named: list[Called], alive: se
         return []
 
 
-def _in_place(hint: ModuleHint, named: list[Called], alive: set[int]) -> list[tuple[str, Tensor]]:
+def _in_place(hint: ModuleHint, named: list[Called], alive: Alive) -> list[tuple[str, Tensor]]:
     """The parameter that a hint given on a Parameter object reaches in a module that held the object.
 
     That is the object if it is still there. Another parameter there, or several of which its tensor is made now, have
@@ -291,7 +316,7 @@ def _in_place(hint: ModuleHint, named: list[Called], alive: set[int]) -> list[tu
     moved, and its hint with it.
     """
     found = [(one.name, one.parameter) for one in named if hint.key in one.names]
-    return [(name, p) for name, p in found if hints.identity(p)[1] == hint.given_to or hint.given_to not in alive]
+    return [(name, p) for name, p in found if hints.identity(p)[1] == hint.given_to or hint.given_to not in alive()]
 
 
 def _hints_of(module: nn.Module) -> list[ModuleHint]:
