@@ -14,7 +14,7 @@ from torch_bnb.optim.lookup import by_name
 from torch_bnb.optim.slots import Place
 from torch_bnb.overrides import OverrideSpec, registry
 from torch_bnb.overrides.hints import Level
-from torch_bnb.overrides.resolve import Key
+from torch_bnb.overrides.names import Key
 from torch_bnb.tables import readable_bytes, render
 from torch_bnb.verify import innermost
 

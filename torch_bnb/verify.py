@@ -16,7 +16,7 @@ from torch_bnb.optim.saving import orphans
 from torch_bnb.overrides import GlobalOptimManager, hints
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.explain import Row, wrappers_of
-from torch_bnb.overrides.resolve import names
+from torch_bnb.overrides.names import names
 
 _REPLACED = {
     "deepspeed": "DeepSpeed's offload puts an optimizer of its own, with other state and maybe another rule, in its "

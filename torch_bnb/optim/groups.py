@@ -7,7 +7,8 @@ from torch import nn
 
 from torch_bnb.overrides import GlobalOptimManager, OverrideError, OverrideSpec, registry
 from torch_bnb.overrides.hints import next_order
-from torch_bnb.overrides.resolve import Key, merge
+from torch_bnb.overrides.names import Key
+from torch_bnb.overrides.resolve import merge
 
 
 def param_groups(

@@ -3,7 +3,7 @@
 from torch_bnb.overrides.declare import optim_overrides
 from torch_bnb.overrides.files import load_overrides
 from torch_bnb.overrides.manager import GlobalOptimManager
-from torch_bnb.overrides.resolve import check_overrides
+from torch_bnb.overrides.names import check_overrides
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_bnb.overrides import hints
 from torch_bnb.overrides.hints import Level, ModuleHint
-from torch_bnb.overrides.resolve import own
+from torch_bnb.overrides.names import own
 
 Holder = tuple[nn.Module, str]
 """A module, and the attribute under which it has the parameter as its own."""

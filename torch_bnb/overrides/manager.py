@@ -10,8 +10,8 @@ from torch_bnb.overrides import registry, targets
 from torch_bnb.overrides.declare import declared
 from torch_bnb.overrides.explain import Explanation, explain, idle_patterns
 from torch_bnb.overrides.hints import Level
+from torch_bnb.overrides.names import Key, called, check_overrides, find, spell
 from torch_bnb.overrides.registry import Source
-from torch_bnb.overrides.resolve import Key, called, check_overrides, find, spell
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, known_names, known_options, validate
 
 

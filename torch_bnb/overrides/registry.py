@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from torch_bnb.overrides import hints, holders
 from torch_bnb.overrides.hints import Hint, Identity, Level, ModuleHint
-from torch_bnb.overrides.resolve import Key, find, hints_through, names, own, spell
+from torch_bnb.overrides.names import Key, find, names, own, spell
+from torch_bnb.overrides.resolve import hints_through
 from torch_bnb.overrides.spec import OverrideError, OverrideSpec, validate
 
 Configs = Mapping[Key, Mapping[str, Any]]
