@@ -115,10 +115,18 @@ def learn(model, optimizer, steps):
     for step in steps:
         loss = loss_of(model, step)
         loss.backward()
-        seen.append((loss.item(), {name: whole(p.grad).clone() for name, p in model.named_parameters()}))
+        seen.append((loss.item(), {name: gradient_of(p) for name, p in model.named_parameters()}))
         optimizer.step()
         optimizer.zero_grad()
     return seen
+
+
+def gradient_of(parameter):
+    """The whole gradient, of the parts that step: copies of it on several processes need not be the same bits."""
+    grad = parameter.grad
+    if isinstance(grad, DTensor):
+        grad = grad.redistribute(parameter.device_mesh, parameter.placements)
+    return whole(grad).clone()
 
 
 def give(model, optimizer, seen):
