@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_bnb import build, mixin, rates, resume, strategies, summary
 from lightning_bnb.replace import optimizers_in
+from lightning_bnb.twins import noting_rates
 from torch_bnb import OverrideSpec, check_overrides
 
 
@@ -184,7 +185,8 @@ class EightBitOptimizer(pl.Callback):
             elif mixin.configures(original):
                 configured = mixin.declared_optimizer(module, self.optim_bits)
             else:
-                configured = original()
+                with noting_rates():
+                    configured = original()
             if self.replace_torch_optimizers:
                 configured, give_back = build.replaced(configured, self.optim_bits)
                 self._restoring.callback(give_back)

@@ -27,13 +27,14 @@ def replace_optimizers(configured: Any, optim_bits: int) -> tuple[Any, Callable[
     Raises:
         ValueError: An optimizer uses an option that its twin does not have (``amsgrad=True``).
     """
+    schedulers = list(_schedulers(configured, set()))
     twins = {
         optimizer: twin
         for optimizer in dict.fromkeys(optimizers_in(configured))
-        if (twin := twin_of(optimizer, optim_bits)) is not None
+        if (twin := twin_of(optimizer, optim_bits, schedulers)) is not None
     }
     replaced, undo = _exchanged(configured, twins), ExitStack()
-    for scheduler in _schedulers(replaced, set()):
+    for scheduler in schedulers:
         if scheduler.optimizer in twins:
             undo.callback(_bind_back, scheduler, weakref.ref(scheduler.optimizer))
             scheduler.optimizer = twins[scheduler.optimizer]

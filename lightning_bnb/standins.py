@@ -5,7 +5,7 @@ of Lightning.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch.optim.optimizer import Optimizer
@@ -21,7 +21,7 @@ _IN_PLACE = "add_param_group"
 """The method that an optimizer has from its twin as long as that stands in its place."""
 
 
-def twin_of(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
+def twin_of(optimizer: Optimizer, optim_bits: int, schedulers: Iterable[Any] = ()) -> Optimizer | None:
     """The twin that stood in for an optimizer before, with its state; a new one if that has no use any more.
 
     That is so once the optimizer itself has stepped, or its groups have been loaded or exchanged.
@@ -29,13 +29,14 @@ def twin_of(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
     Args:
         optimizer: Any.
         optim_bits: Bits per element of the twin's state, 8 or 32.
+        schedulers: Those that may have moved the optimizer's rates.
 
     Raises:
         ValueError: It uses an option that its twin does not have.
     """
     twin: Optimizer | None = vars(optimizer).get(_TWIN)
     if twin is None or not _takes_up(twin, optimizer.param_groups):
-        return make_twin(optimizer, optim_bits)
+        return make_twin(optimizer, optim_bits, schedulers)
     ask_for_bits(twin, optim_bits)
     return twin
 

@@ -1,11 +1,14 @@
 """Optimizers of torch and of bitsandbytes, made anew as those of torch_bnb. Knows nothing of Lightning."""
 
+import functools
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import CyclicLR
 from torch.optim.optimizer import Optimizer
 
 from torch_bnb import optim
@@ -29,9 +32,30 @@ _STORAGE = ("min_8bit_size", "percentile_clipping", "block_wise", "max_unorm", "
 _HOOKS = [
     f"_optimizer_{what}_{when}_hooks" for what in ("step", "state_dict", "load_state_dict") for when in ("pre", "post")
 ]
+_RATES = "_rates_built_with"
+"""Where an optimizer notes, by the group's index, the rates that its groups were built with."""
 
 
-def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
+@contextmanager
+def noting_rates() -> Iterator[None]:
+    """While it lasts, optimizers note the rates that their groups are built with; schedulers may overwrite them."""
+    add_param_group = Optimizer.add_param_group
+
+    @functools.wraps(add_param_group)
+    def noting(self: Optimizer, param_group: dict[str, Any]) -> None:
+        add_param_group(self, param_group)
+        if (rate := self.param_groups[-1].get("lr")) is not None:
+            noted = vars(self).setdefault(_RATES, {})
+            noted[len(self.param_groups) - 1] = rate.item() if isinstance(rate, torch.Tensor) else rate
+
+    Optimizer.add_param_group = noting
+    try:
+        yield
+    finally:
+        Optimizer.add_param_group = add_param_group
+
+
+def make_twin(optimizer: Optimizer, optim_bits: int, schedulers: Iterable[Any] = ()) -> Optimizer | None:
     """Our optimizer over the very same group dicts, so that whoever holds them sees one set of rates.
 
     State, and what was said to bitsandbytes' own override manager about its parameters, go along. Hooks are the same.
@@ -39,6 +63,7 @@ def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
     Args:
         optimizer: Any.
         optim_bits: Bits per element of the twin's state, 8 or 32.
+        schedulers: Those that may have moved the optimizer's rates.
 
     Returns:
         The twin; None where there is none for this class.
@@ -55,7 +80,7 @@ def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
         return None
     takes = inspect.signature(cls).parameters
     defaults = {**optimizer.defaults, **options}
-    for group in optimizer.param_groups:
+    for index, group in enumerate(optimizer.param_groups):
         _settle_bits(group)
         for key, value in group.items():
             lacking = key in optimizer.defaults and key not in takes and key != "decoupled_weight_decay"
@@ -64,7 +89,7 @@ def make_twin(optimizer: Optimizer, optim_bits: int) -> Optimizer | None:
                     f"{type(optimizer).__name__}({key}={value!r}) has no 8-bit twin in torch_bnb: leave the option "
                     "out, or the optimizer as it is by replace_torch_optimizers=False"
                 )
-        group.setdefault("base_lr", _base_lr(group, optimizer))
+        group.setdefault("base_lr", _base_lr(optimizer, index, schedulers))
     known = {key: value for key, value in defaults.items() if key in takes}
     new = cls(optimizer.param_groups, **{**known, "optim_bits": optim_bits})
     for hooks in _HOOKS:
@@ -99,10 +124,22 @@ def _twin_of_torchs(optimizer: Optimizer) -> type[Optimizer]:
     raise ValueError("Adam(decoupled_weight_decay=...) that differs among groups has no 8-bit twin in torch_bnb")
 
 
-def _base_lr(group: Mapping[str, Any], optimizer: Optimizer) -> float:
-    """The rate that a group was built with, which a scheduler may have moved since."""
-    one_cycle = "max_lr" in group  # its initial_lr is a fraction of max_lr
-    return float(optimizer.defaults["lr"] if one_cycle else group.get("initial_lr", group["lr"]))
+def _base_lr(optimizer: Optimizer, index: int, schedulers: Iterable[Any]) -> float:
+    """The rate that a group was built with, which a scheduler may have moved since.
+
+    Of an optimizer that was built outside `noting_rates`, what a scheduler has noted as ``initial_lr``. OneCycleLR and
+    CyclicLR note a rate of their own there, and the optimizer's default is the best that is left.
+    """
+    group, noted = optimizer.param_groups[index], vars(optimizer).get(_RATES, {})
+    if len(noted) == len(optimizer.param_groups):
+        return float(noted[index])
+    cyclic = any(
+        isinstance(scheduler, CyclicLR)
+        and scheduler.optimizer is optimizer
+        and group.get("initial_lr") in scheduler.base_lrs
+        for scheduler in schedulers
+    )
+    return float(optimizer.defaults["lr"] if cyclic or "max_lr" in group else group.get("initial_lr", group["lr"]))
 
 
 def _bitsandbytes_twin(optimizer: Optimizer) -> tuple[type[Optimizer], dict[str, Any]] | None:

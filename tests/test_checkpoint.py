@@ -194,6 +194,18 @@ def test_learning_rates_come_from_the_checkpoint_and_missing_options_from_the_co
     assert "differentiable" not in new.defaults
 
 
+def test_a_hints_rate_goes_by_what_both_optimizers_were_built_with_under_the_same_cyclic_schedule(manager):
+    p = torch.randn(100, requires_grad=True)
+    theirs, ours = (cls([p], lr=1e-2) for cls in (torch.optim.AdamW, bnb.optim.AdamW))
+    for optimizer in (theirs, ours):
+        torch.optim.lr_scheduler.CyclicLR(optimizer, 1e-3, 1e-1, step_size_up=2)
+    run([p], theirs, range(1))
+    manager.override_config(p, "lr", 1e-4)
+    ours.load_state_dict(through_a_file(theirs.state_dict()))
+    assert ours.param_groups[0]["base_lr"] == 1e-2
+    assert manager.explain(ours)[0].lr == pytest.approx(1e-5)
+
+
 @pytest.mark.parametrize("schedule", ["none", "linear", "one cycle"])
 def test_a_hints_rate_follows_the_schedule_of_a_checkpoint_of_torch(schedule, manager):
     p = torch.randn(100, requires_grad=True)

@@ -191,6 +191,63 @@ def test_an_own_rate_follows_a_schedule_that_began_before_the_optimizer_was_repl
     assert group["lr"] == pytest.approx(1e-4) and group["base_lr"] == 1e-3
 
 
+STARTS = {
+    **SCHEDULES,
+    "OneCycleLR after a warm-up": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [torch.optim.lr_scheduler.LinearLR(o, total_iters=2), torch.optim.lr_scheduler.OneCycleLR(o, 0.01, 10)],
+        milestones=[2],
+    ),
+    "CyclicLR after a warm-up": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [torch.optim.lr_scheduler.LinearLR(o, total_iters=2), torch.optim.lr_scheduler.CyclicLR(o, 1e-4, 1e-2, 2)],
+        milestones=[2],
+    ),
+    "CyclicLR with momentum": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 1e-4, 1e-2, step_size_up=2),
+    "LinearLR": lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=3),
+    "PolynomialLR": lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 5),
+    "MultiplicativeLR": lambda o: torch.optim.lr_scheduler.MultiplicativeLR(o, lambda step: 0.5),
+    "MultiStepLR": lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [1, 3]),
+    "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, swa_lr=0.05, anneal_epochs=3),
+}
+
+
+class OwnRates(pl.Callback):
+    """The rates in force, at every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, *_):
+        rows = bnb.optim.GlobalOptimManager.get_instance().explain(trainer.optimizers[0])
+        self.seen.append([row.lr for row in rows])
+
+
+@pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize("name", STARTS)
+def test_own_rates_are_those_of_a_module_that_returns_the_8_bit_optimizer(name, tensor):
+    """Also in groups with a rate of their own, whatever the scheduler has done to it by then."""
+
+    @optim_overrides({"embed.weight": {"lr": 1e-4}, "head.bias": {"lr": 1e-5}})
+    class Scheduled(Bare):
+        def configure_optimizers(self):
+            rate = torch.tensor(1e-3, dtype=torch.float64) if tensor and self.cls is torch.optim.AdamW else 1e-3
+            groups = [{"params": self.embed.parameters(), "lr": 2e-3}, {"params": self.head.parameters()}]
+            optimizer = self.cls(groups, lr=rate)
+            return [optimizer], [{"scheduler": STARTS[name](optimizer), "interval": "step"}]
+
+    seen = []
+    for cls in (bnb.optim.AdamW, torch.optim.AdamW):
+        module, rates = Scheduled(), OwnRates()
+        module.cls = cls
+        fit(module, EightBitOptimizer(summary=False), rates)
+        seen.append(rates.seen)
+    assert len(seen[0]) == 4 and len({tuple(row) for row in seen[0]}) > 1
+    for one, other in zip(*seen, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+    assert "noting" not in torch.optim.Optimizer.add_param_group.__qualname__
+
+
 def scheduled(form):
     """A form that has a scheduler."""
 

@@ -50,6 +50,22 @@ def rate(trainer):
     return trainer.optimizers[0].param_groups[0]["lr"]
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: torch.optim.lr_scheduler.CyclicLR(o, 1e-3, 0.1, step_size_up=2),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, 10),
+        lambda o: StepLR(o, 1, 0.5),
+    ],
+    ids=["CyclicLR", "OneCycleLR", "StepLR"],
+)
+def test_an_optimizer_built_before_the_fit_was_built_with_its_default_rate_whatever_its_scheduler_notes(schedule):
+    module = Keeps()
+    module.own = torch.optim.AdamW(module.parameters(), lr=0.01)
+    module.schedule = schedule(module.own)
+    assert fit(module, EightBitOptimizer()).optimizers[0].param_groups[0]["base_lr"] == 0.01
+
+
 def trainer_of(tmp_path, *callbacks):
     return pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=list(callbacks), default_root_dir=tmp_path, **QUIET)
 

@@ -87,9 +87,11 @@ def _merged_groups(optimizer: "BlockwiseOptimizer", saved: list[dict[str, Any]])
 def _built_with(saved: dict[str, Any], own: dict[str, Any]) -> Any:
     """The rate that another library's group was built with, where a scheduler has noted it; else this optimizer's own.
 
-    OneCycleLR, which leaves ``max_lr`` too, notes a fraction of its peak.
+    OneCycleLR, which leaves ``max_lr`` too, and CyclicLR note rates of their own. Where this optimizer's group has the
+    same note, its schedule is the same, and what it was built with counts.
     """
-    return own["base_lr"] if "max_lr" in saved else saved.get("initial_lr", own["base_lr"])
+    noted = saved.get("initial_lr", own["base_lr"])
+    return own["base_lr"] if "max_lr" in saved or noted == own.get("initial_lr") else noted
 
 
 def _restore_precision(optimizer: "BlockwiseOptimizer") -> None:
