@@ -114,8 +114,16 @@ class EightBitOptimizer(pl.Callback):
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """Does what ``teardown`` does, which Lightning may not reach after an exception."""
-        self._restore_module()
+        """Does what ``teardown`` does, which Lightning may not reach after an exception.
+
+        Other callbacks may write a checkpoint after it.
+        """
+        try:
+            self.state_dict()
+        except ValueError:  # a hint is impossible, which may be the exception that ends the fit
+            pass
+        finally:
+            self._restore_module()
 
     @override
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

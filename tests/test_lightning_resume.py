@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lit import Model, bits, fit, same_weights, seeded
 
 import torch_bnb as bnb
@@ -118,6 +119,33 @@ def test_a_checkpoint_written_after_the_fit_knows_the_choices_too(tmp_path):
     content = torch.load(tmp_path / "late.ckpt", weights_only=True)
     (kept,) = content["callbacks"].values()
     assert kept["choices"]["head.weight"]["optim_bits"] == 32
+
+
+class Fails(pl.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 3:
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("writer", [partial(ModelCheckpoint, save_on_exception=True), OnExceptionCheckpoint])
+def test_a_checkpoint_written_on_an_exception_knows_the_choices_too(writer, tmp_path):
+    callbacks = [EightBitOptimizer(overrides=HEAD_32), Fails(), writer(tmp_path)]
+    with pytest.raises(ZeroDivisionError):
+        fit(seeded(Hinted), *callbacks, enable_checkpointing=True)
+    (path,) = tmp_path.glob("*.ckpt")
+    with pytest.warns(UserWarning, match="head.weight: betas .* optim_bits 32 -> 8"):
+        fit(seeded(Hinted), EightBitOptimizer(), epochs=2, ckpt_path=path)
+
+
+def test_a_fit_that_an_impossible_hint_ends_says_so_and_gives_the_module_back(manager):
+    class Late(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            manager.override_config(module.head.weight, "momentum", 0.5)
+
+    module = seeded(Hinted)
+    with pytest.raises(bnb.OverrideError, match="momentum") as raised:
+        fit(module, EightBitOptimizer(), Late())
+    assert raised.value.__context__ is None and "configure_optimizers" not in vars(module)
 
 
 # A run that is killed -------------------------------------------------------------------------------------------------
