@@ -3,10 +3,10 @@
 The callback and the mixin both come here. Knows nothing of when: that is theirs.
 """
 
+import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import update_wrapper
-from types import MethodType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -143,31 +143,48 @@ def warn_of_unused_configuration(module: "pl.LightningModule") -> None:
 
 
 def wrap_configure_optimizers(
-    module: "pl.LightningModule", around: Callable[["pl.LightningModule", Callable[[], Any]], Any]
+    module: "pl.LightningModule", around: Callable[[Callable[[], Any]], Any]
 ) -> Callable[[], None]:
-    """Puts ``around(module, original)`` in the place of the module's ``configure_optimizers``.
+    """Puts ``around(original)`` in the place of the module's ``configure_optimizers``.
 
     Args:
-        module: The one to be trained.
-        around: Called with the module (or a copy of it) and its own method, bound.
+        module: The one to be trained. Copies and pickles of it have their own original.
+        around: Called with the module's own method, bound.
 
     Returns:
         What puts the original back.
     """
     original = module.configure_optimizers
     own_attribute = "configure_optimizers" in vars(module)
-    function = getattr(original, "__func__", None)
-
-    # The name matters: a module that is pickled (ddp_spawn) or copied finds its own method by it.
-    def configure_optimizers(self: "pl.LightningModule") -> Any:
-        return around(self, original if function is None else MethodType(function, self))
-
-    module.configure_optimizers = MethodType(update_wrapper(configure_optimizers, function or original), module)
+    module.configure_optimizers = wrapped = _Wrapped(original, around)
 
     def restore() -> None:
+        wrapped.around = None
         if own_attribute:
             module.configure_optimizers = original
         else:
             vars(module).pop("configure_optimizers", None)
 
     return restore
+
+
+class _Wrapped:
+    """A ``configure_optimizers`` for the module that is trained and no copy of it; after the fit, the original."""
+
+    def __init__(self, original: Callable[[], Any], around: Callable[[Callable[[], Any]], Any] | None) -> None:
+        self.original, self.around = original, around
+        # Lightning asks whether it is the empty one, and looks one deep.
+        self.__wrapped__ = inspect.unwrap(getattr(original, "__func__", original))
+
+    def __call__(self) -> Any:
+        return self.original() if self.around is None else self.around(self.original)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[], Any]:
+        return copy.deepcopy(self.original, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self.original,)
+
+
+def _itself(original: Callable[[], Any]) -> Callable[[], Any]:
+    return original

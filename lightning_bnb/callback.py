@@ -101,8 +101,8 @@ class EightBitOptimizer(pl.Callback):
         self._restore_module()  # a fit that was killed by an exception in another callback may have left its mark
         self._register(trainer, pl_module, final=False)
 
-        def around(module: "pl.LightningModule", original: Callable[[], Any]) -> Any:
-            return self._configure(trainer, module, original)
+        def around(original: Callable[[], Any]) -> Any:
+            return self._configure(trainer, pl_module, original)
 
         self._restoring.callback(build.wrap_configure_optimizers(pl_module, around))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit import Bare, Model, bits, data, fit
 from torch import nn
 
@@ -353,14 +354,32 @@ def test_validation_alone_changes_nothing():
     assert "configure_optimizers" not in vars(module)
 
 
-def test_a_module_in_the_middle_of_a_fit_copies_and_pickles():
+def small_rate(module):
+    return torch.optim.AdamW(module.parameters(), lr=1e-5)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of the class", "of the instance"])
+def test_copies_and_pickles_from_the_middle_of_a_fit_are_the_callbacks_no_more(own):
+    class Second(EightBitOptimizer):
+        """Two callbacks wrap the module twice."""
+
     class Copies(pl.Callback):
         def on_train_start(self, trainer, pl_module):
             self.copies = [copy.deepcopy(pl_module), pickle.loads(pickle.dumps(pl_module))]
+            self.optimizers = [copied.configure_optimizers() for copied in self.copies]
+            assert is_overridden("configure_optimizers", pl_module)
 
-    copies = Copies()
-    fit(Model(), EightBitOptimizer(), copies)
-    assert all(isinstance(c.configure_optimizers(), torch.optim.Optimizer) for c in copies.copies)
+    copies, module = Copies(), Model()
+    if own:
+        module.configure_optimizers = partial(small_rate, module)
+    fit(module, EightBitOptimizer(), Second(), copies)
+    assert type(fit(module).optimizers[0]) is torch.optim.AdamW
+    for copied, during in zip(copies.copies, copies.optimizers, strict=True):
+        for optimizer in (during, *fit(copied).optimizers):
+            assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["lr"] == (1e-5 if own else 1e-3)
+            assert optimizer.param_groups[0]["params"][0] is copied.embed.weight
+        (ours,) = fit(copied, EightBitOptimizer()).optimizers
+        assert type(ours) is bnb.optim.AdamW and ours.param_groups[0]["params"][0] is copied.embed.weight
 
 
 def test_a_hint_for_a_missing_parameter_is_a_misconfiguration():
