@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import accelerate_bnb
 import lightning_bnb
@@ -72,6 +73,27 @@ def test_the_pages_snippets_run(page, count, tmp_path, monkeypatch):
     namespace = {"__name__": "page"}
     for snippet in snippets:
         exec(compile(snippet, page, "exec"), namespace)
+
+
+def test_rates_under_schedules_that_set_their_own_are_those_of_the_page(manager):
+    page = (ROOT / "docs" / "overrides.md").read_text()
+    rows = re.findall(
+        r"^\| `(OneCycleLR|CyclicLR)\((.*)\)` \| ([\d.e-]+).* \| ([\d.e-]+) \| ([\d.e-]+)", page, re.MULTILINE
+    )
+    assert len(rows) == 4
+    parameter = torch.nn.Parameter(torch.zeros(8))
+    manager.override_config(parameter, "lr", 1e-4)
+    for name, rates, built_with, lowest, peak in rows:
+        optimizer = torch_bnb.optim.AdamW([parameter], lr=float(built_with))
+        given = {key: float(value) for key, value in (rate.split("=") for rate in rates.split(", "))}
+        length = {"total_steps": 10} if name == "OneCycleLR" else {"step_size_up": 4}
+        scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **given, **length)
+        seen = [manager.explain(optimizer)[0].lr]
+        for _ in range(9):
+            optimizer.step()
+            scheduler.step()
+            seen.append(manager.explain(optimizer)[0].lr)
+        assert (min(seen), max(seen)) == pytest.approx((float(lowest), float(peak)), rel=1e-6, abs=0)
 
 
 def test_the_table_in_the_lightning_page_is_what_the_callback_prints(tmp_path, monkeypatch, capsys):
