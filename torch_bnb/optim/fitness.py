@@ -104,7 +104,7 @@ def refuse_freed(optimizer: "BlockwiseOptimizer", stepping: Sequence[tuple[int, 
 
 def _tensors(optimizer: "BlockwiseOptimizer", parameter: Tensor) -> dict[str, Tensor]:
     state = optimizer.state.get(parameter, {})
-    kept = {f"its {key}": value for key, value in state.items() if key != "step"}
+    kept = {f"its {key}": value for key, value in state.items() if key != "step" and isinstance(value, Tensor)}
     return {"the parameter": parameter, "its gradient": parameter.grad, **kept}
 
 
